@@ -1,0 +1,44 @@
+"""What a network is: plain `nn.Module`s under the names of their papers, and the files that fill them."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from models.mobilenet_v1 import MobileNetV1
+from models.mobilenet_v2 import MobileNetV2
+from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
+from models.resnet import BasicBlock, Bottleneck, ResNet
+from models.resnet_cifar import CifarResNet
+from models.vgg import VGG16
+
+NETWORKS = {
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3_large": partial(MobileNetV3, rows=LARGE, tail=960, head=1280),
+    "mobilenet_v3_small": partial(MobileNetV3, rows=SMALL, tail=576, head=1024),
+    "resnet18": partial(ResNet, block=BasicBlock, repeats=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, block=BasicBlock, repeats=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, block=Bottleneck, repeats=(3, 4, 6, 3)),
+    "resnet20": partial(CifarResNet, repeats=3),
+    "resnet32": partial(CifarResNet, repeats=5),
+    "resnet44": partial(CifarResNet, repeats=7),
+    "resnet56": partial(CifarResNet, repeats=9),
+    "vgg16_bn": VGG16,
+}
+NAMES = tuple(sorted(NETWORKS))
+
+__all__ = ["NAMES", "create_model"]
+
+
+def create_model(name: str, num_classes: int = 1000, seed: int = 0) -> nn.Module:
+    """The dense network `name`; its weights depend on the seed alone, and no random state outside changes."""
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NAMES)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: a network needs at least one class")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator, too
+        network = NETWORKS[name](num_classes)
+    network.arch, network.num_classes = name, num_classes
+    return network
