@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from models.checkpoint import load_checkpoint, read_checkpoint
 from models.mobilenet_v1 import MobileNetV1
 from models.mobilenet_v2 import MobileNetV2
 from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
@@ -28,7 +29,7 @@ NETWORKS = {
 }
 NAMES = tuple(sorted(NETWORKS))
 
-__all__ = ["NAMES", "create_model"]
+__all__ = ["NAMES", "create_model", "load_checkpoint", "read_checkpoint"]
 
 
 def create_model(name: str, num_classes: int = 1000, seed: int = 0) -> nn.Module:

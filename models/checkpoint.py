@@ -1,0 +1,179 @@
+"""Checkpoints: what may stand in a file, and how it becomes a network's weights.
+
+Every rule is declared here. What no rule covers is an error that lists the tensors that do not fit:
+- a file is a state_dict, or a dictionary that holds one as `state_dict` or `model`; names may start with `module.`;
+- torchvision's own names are translated (`TORCHVISION`);
+- a linear layer's 2-D weight fits a 1x1 convolution, and the reverse;
+- a convolution before a batch norm may lack its bias, which is zero then; `num_batches_tracked` may be missing;
+- `<layer>.mask` is multiplied into the layer's weight.
+"""
+
+import os
+import re
+import warnings
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+TORCHVISION_V3 = (
+    "features.1.block.0.0.weight",
+    (
+        (r"features\.1\.block\.0\.([01])", r"features.1.conv.\1"),  # depthwise: the first block does not expand
+        (r"features\.1\.block\.1\.fc([12])", lambda m: f"features.1.conv.3.fc.{2 * int(m[1]) - 2}"),
+        (r"features\.1\.block\.[12]\.([01])", lambda m: f"features.1.conv.{4 + int(m[1])}"),  # project
+        (r"features\.(\d+)\.block\.0\.([01])", r"features.\1.conv.\2"),  # expand
+        (r"features\.(\d+)\.block\.1\.([01])", lambda m: f"features.{m[1]}.conv.{3 + int(m[2])}"),  # depthwise
+        (r"features\.(\d+)\.block\.2\.fc([12])", lambda m: f"features.{m[1]}.conv.5.fc.{2 * int(m[2]) - 2}"),
+        (r"features\.(\d+)\.block\.[23]\.([01])", lambda m: f"features.{m[1]}.conv.{7 + int(m[2])}"),  # project
+        (r"features\.1[26]\.([01])", r"conv.\1"),  # the 1x1 convolution after the last block
+    ),
+)
+# arch -> (a name that only torchvision's file has, rows of (their name, ours), the first that fits counts);
+# the other networks have torchvision's names already
+TORCHVISION = {
+    "mobilenet_v2": (
+        "features.1.conv.0.0.weight",
+        (
+            (r"features\.1\.conv\.0\.([01])", r"features.1.conv.\1"),  # depthwise: the first block does not expand
+            (r"features\.1\.conv\.([12])", lambda m: f"features.1.conv.{2 + int(m[1])}"),  # project
+            (r"features\.(\d+)\.conv\.0\.([01])", r"features.\1.conv.\2"),  # expand
+            (r"features\.(\d+)\.conv\.1\.([01])", lambda m: f"features.{m[1]}.conv.{3 + int(m[2])}"),  # depthwise
+            (r"features\.(\d+)\.conv\.([23])", lambda m: f"features.{m[1]}.conv.{4 + int(m[2])}"),  # project
+        ),
+    ),
+    "mobilenet_v3_large": TORCHVISION_V3,
+    "mobilenet_v3_small": TORCHVISION_V3,
+}
+V3_NOTE = (
+    "torchvision's MobileNetV3 squeezes after the activation, with a batch norm epsilon of 1e-3; this one squeezes "
+    "before it, with 1e-5: the weights fit and are a start for training, but do not give torchvision's accuracy"
+)
+
+
+def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
+    """Fill `network` from the file, every tensor or none; returns what the file said about itself, and its masks.
+
+    The result has `format` ("state_dict" and "model" are containers, "flat", or "torchvision" where names were
+    translated), `masks` (layer -> mask, already multiplied into the weights), the container's plain values (arch,
+    epoch, best_prec1, kept, ...), and a `note` where the weights fit but do not compute the same function.
+    """
+    container = read_checkpoint(path)
+    form = next((key for key in ("state_dict", "model") if isinstance(container.get(key), dict)), "flat")
+    tensors = container if form == "flat" else container[form]
+    facts = {} if form == "flat" else plain_facts(container)
+    strays = [str(name) for name, value in tensors.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strays or not tensors:
+        raise ValueError(f"{path}: no state_dict in it ({strays[0] + ' is no tensor' if strays else 'nothing at all'})")
+
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    renamed = from_torchvision(tensors, getattr(network, "arch", None))
+    fitted, masks, misfits = fit(renamed or tensors, network)
+    contradictions = [
+        f"the file's {key} is {facts[key]}, the network's {getattr(network, key)}"
+        for key in ("arch", "num_classes")
+        if key in facts and hasattr(network, key) and bare(facts[key]) != bare(getattr(network, key))
+    ]
+    if contradictions or misfits:
+        shown = misfits[:8] + [f"... and {len(misfits) - 8} more"] * (len(misfits) > 8)
+        name = getattr(network, "arch", type(network).__name__)
+        raise ValueError(f"{path}: does not fit {name}: {'; '.join(contradictions + shown)}")
+
+    network.load_state_dict(fitted)
+    info = {**facts, "format": "torchvision" if renamed else form, "masks": masks}
+    if renamed and "v3" in network.arch:
+        info["note"] = V3_NOTE
+        warnings.warn(f"{path}: {V3_NOTE}", stacklevel=2)
+    return info
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The dictionary in the file, on the CPU, read without running any code that the file may hold."""
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    if empty:
+        raise ValueError(f"{path}: is empty")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file raises a dozen types: RuntimeError, KeyError, EOFError, OSError, ...
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"holds {foreign[1]}, which only code could rebuild" if foreign else "truncated, or no checkpoint"
+        raise ValueError(f"{path}: {reason} (code in a checkpoint is never run)") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dictionary")
+    return content
+
+
+def plain_facts(container: dict) -> dict:
+    """What the container says beside its tensors: numbers, strings, and what pruning kept."""
+    values = {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in container.items()}
+    return {k: v for k, v in values.items() if isinstance(v, str | int | float) or k == "kept"}
+
+
+def bare(value: object) -> str:
+    """MobileNet-V2, mobilenetv2 and mobilenet_v2 are one name."""
+    return re.sub(r"[\W_]", "", str(value).lower())
+
+
+def from_torchvision(tensors: dict[str, Tensor], arch: str | None) -> dict[str, Tensor] | None:
+    """The tensors under our names, if they have torchvision's."""
+    sign, rows = TORCHVISION.get(arch, (None, ()))
+    if sign not in tensors:
+        return None
+
+    def ours(name: str) -> str:
+        layer, _, tensor = name.rpartition(".")
+        row = next((row for row in rows if re.fullmatch(row[0], layer)), None)
+        return f"{re.sub(*row, layer)}.{tensor}" if row else name
+
+    return {ours(name): tensor for name, tensor in tensors.items()}
+
+
+def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """The network's whole state from the file's tensors, the file's masks by layer, and a line for each misfit."""
+    state = network.state_dict()
+    masks = {n.removesuffix(".mask"): t for n, t in tensors.items() if n.endswith(".mask") and n not in state}
+    given = {n: t for n, t in tensors.items() if n.removesuffix(".mask") not in masks}
+    needless = set(biases_before_norms(network))
+    misfits = []
+
+    def fitted(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+        if tensor.shape == shape:
+            return tensor
+        if {tensor.ndim, len(shape)} == {2, 4} and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel():
+            return tensor.reshape(shape)  # a linear layer, and the 1x1 convolution that is the same
+        misfits.append(f"{name} is {tuple(tensor.shape)} in the file, {tuple(shape)} in the network")
+        return tensor
+
+    for name, ours in state.items():
+        layer, _, kind = name.rpartition(".")
+        if name in given:
+            state[name] = fitted(name, given[name], ours.shape)
+        elif name in needless and f"{layer}.weight" in given:
+            state[name] = torch.zeros_like(ours)
+        elif kind != "num_batches_tracked":
+            misfits.append(f"missing {name}")
+    misfits += [f"unexpected {name}" for name in given if name not in state]
+
+    for layer, mask in masks.items():
+        weight = f"{layer}.weight"
+        if weight not in state:
+            misfits.append(f"unexpected {layer}.mask")
+            continue
+        masks[layer] = fitted(f"{layer}.mask", mask, network.get_parameter(weight).shape)
+        if not misfits:
+            state[weight] = state[weight] * masks[layer].to(state[weight].dtype)
+    return state, masks, misfits
+
+
+def biases_before_norms(network: nn.Module):
+    """The biases of convolutions that a batch norm follows directly, which takes any such shift away again."""
+    for path, chain in network.named_modules():
+        if isinstance(chain, nn.Sequential):
+            for (name, layer), (_, after) in pairwise(chain.named_children()):
+                if isinstance(layer, nn.Conv2d) and layer.bias is not None and isinstance(after, nn.BatchNorm2d):
+                    yield f"{path}.{name}.bias".removeprefix(".")
