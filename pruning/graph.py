@@ -1,0 +1,186 @@
+"""What feeds what, read from the traced network: the structure that every pruning method asks instead of names.
+
+The unit is the *channel space*: the set of tensors whose channels must keep one common order. A convolution opens a new
+space with its outputs; batch-norm, activations, pooling and depthwise convolutions carry a space on; additions and
+multiplications tie the spaces of their operands together; the image, the logits and any operator that is not known here
+fix the order of what they touch.
+"""
+
+import operator
+from dataclasses import dataclass, field
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import nn
+
+CARRY_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Dropout,
+    nn.Dropout2d, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten,
+)  # fmt: skip
+CARRY_CALLS = {
+    F.relu, F.relu6, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.relu, torch.sigmoid, torch.flatten, torch.mean, torch.clamp,
+    "relu", "relu_", "sigmoid", "flatten", "mean", "clamp", "contiguous",
+}  # fmt: skip
+POOL_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
+POOL_CALLS = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d, torch.mean, "mean"}
+SUM_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+PRODUCT_CALLS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+SHAPE_CALLS = {getattr, "size", "dim"}  # yield numbers, not tensors
+
+
+@dataclass(eq=False)
+class Space:
+    """Channels that share one order. `channels` is None where nothing says how many there are."""
+
+    channels: int | None = None
+    producers: list[str] = field(default_factory=list)  # conv and linear layers whose output rows live here
+    carriers: list[str] = field(default_factory=list)  # batch-norm and depthwise layers, one entry a channel
+    consumers: list[str] = field(default_factory=list)  # conv and linear layers whose input columns live here
+    fixed: set[str] = field(default_factory=set)  # why the order is not free; empty: any permutation will do
+
+    def absorb(self, other: "Space") -> None:
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            if isinstance(mine, list):
+                mine.extend(theirs)
+        self.fixed |= other.fixed
+        self.channels = self.channels or other.channels
+
+
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv2d | nn.Linear) or super().is_leaf_module(module, name)
+
+
+class Graph:
+    """The traced structure of a network of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.Linear` and friends.
+
+    Attributes:
+        layers: every dense convolution and linear layer by name, in `named_modules()` order; grouped ones are left out.
+        stem:   names of the layers that read the image.
+        head:   names of the layers behind the last pooling: the classifier.
+        output: layer name -> the `Space` of its output channels.
+        input:  layer name -> the `Space` of its input channels.
+
+    Raises:
+        ValueError: the network cannot be traced symbolically (control flow that depends on data).
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.modules = dict(network.named_modules())
+        try:
+            self.nodes = _Tracer().trace(network).nodes
+        except Exception as error:  # torch.fx raises many kinds
+            raise ValueError(f"cannot trace {type(network).__name__}: {str(error).splitlines()[0]}") from None
+        self.layers = {
+            name: module
+            for name, module in self.modules.items()
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        }
+        self.stem: set[str] = set()
+        self.input: dict[str, Space] = {}
+        self.output: dict[str, Space] = {}
+        self._spaces: dict[torch.fx.Node, Space] = {}
+        self._merged: dict[Space, Space] = {}
+        for node in self.nodes:
+            self._visit(node)
+        self.input = {name: self._find(space) for name, space in self.input.items()}
+        self.output = {name: self._find(space) for name, space in self.output.items()}
+        self.head = self._behind_last_pooling()
+
+    def masked_layers(self) -> dict[str, nn.Module]:
+        """The layers that pruning may touch: all but the stem, depthwise and grouped convolutions."""
+        return {name: layer for name, layer in self.layers.items() if name not in self.stem and name in self.output}
+
+    def _visit(self, node: torch.fx.Node) -> None:
+        sources = [source for source in node.all_input_nodes if source in self._spaces]
+        target = self.modules[node.target] if node.op == "call_module" else node.target
+        if node.op == "placeholder":
+            self._spaces[node] = Space(fixed={"the image"})
+        elif node.op == "output":
+            for source in sources:
+                self._space(source).fixed.add("the logits")
+        elif node.target in self.layers and node.op == "call_module":
+            self._visit_layer(node, sources[0])
+        elif _is_one_per_channel(target):
+            space = self._space(sources[0])
+            space.carriers.append(node.target)
+            self._spaces[node] = space
+        elif isinstance(target, CARRY_MODULES) or _is_in(target, CARRY_CALLS) or _is_flattening_view(node):
+            self._spaces[node] = self._space(sources[0])
+        elif (_is_in(target, SUM_CALLS) or _is_in(target, PRODUCT_CALLS)) and sources:
+            space = self._space(sources[0])
+            for source in sources[1:]:
+                space = self._union(space, self._space(source))
+            if _is_in(target, SUM_CALLS) and len(sources) > 1:
+                space.fixed.add("a residual sum")
+            self._spaces[node] = space
+        elif not _is_in(target, SHAPE_CALLS) and sources:
+            reason = f"operator {_name(target)}"
+            for source in sources:
+                self._space(source).fixed.add(reason)
+            self._spaces[node] = Space(fixed={reason})
+
+    def _visit_layer(self, node: torch.fx.Node, source: torch.fx.Node) -> None:
+        name, layer, before = node.target, self.layers[node.target], self._space(source)
+        if source.op == "placeholder":
+            self.stem.add(name)
+        if name in self.output:  # weights used at two places: their order serves two masters
+            before.fixed.add("shared weights")
+            self._find(self.output[name]).fixed.add("shared weights")
+        before.consumers.append(name)
+        after = Space(
+            layer.weight.shape[0], producers=[name], fixed={"shared weights"} if name in self.output else set()
+        )
+        self.input[name], self.output[name] = before, after
+        self._spaces[node] = after
+
+    def _space(self, node: torch.fx.Node) -> Space:
+        return self._find(self._spaces[node])
+
+    def _find(self, space: Space) -> Space:
+        while space in self._merged:
+            space = self._merged[space]
+        return space
+
+    def _union(self, a: Space, b: Space) -> Space:
+        if a is not b:
+            a.absorb(b)
+            self._merged[b] = a
+        return a
+
+    def _behind_last_pooling(self) -> set[str]:
+        head, seen = set(), set()
+        queue = [node for node in self.nodes if node.op == "output"]
+        while queue:
+            node = queue.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            target = self.modules[node.target] if node.op == "call_module" else node.target
+            if isinstance(target, POOL_MODULES) or _is_in(target, POOL_CALLS):
+                continue
+            if node.op == "call_module" and node.target in self.layers:
+                head.add(node.target)
+            queue.extend(node.all_input_nodes)
+        return head
+
+
+def _is_in(target: object, calls: set) -> bool:
+    return (isinstance(target, str) or callable(target)) and not isinstance(target, nn.Module) and target in calls
+
+
+def _is_one_per_channel(target: object) -> bool:
+    depthwise = isinstance(target, nn.Conv2d) and target.groups == target.in_channels == target.out_channels
+    return depthwise or isinstance(target, nn.BatchNorm2d)
+
+
+def _is_flattening_view(node: torch.fx.Node) -> bool:
+    """`x.view(batch, -1)` and `x.reshape(batch, -1)`."""
+    return node.op == "call_method" and node.target in ("view", "reshape") and node.args[2:] == (-1,)
+
+
+def _name(target: object) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)

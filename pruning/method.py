@@ -1,0 +1,72 @@
+"""The one interface: what a pruning method may do to a run. Dense training is this class itself."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Method:
+    """Every hook has a harmless default, so a method says only what is its own.
+
+    State lives in the network's modules (parameters, buffers), never here: a resumed run builds the network, attaches,
+    and loads.
+    """
+
+    batches_per_step = 1
+
+    def attach(self, network: nn.Module) -> None:
+        """Called once, after the dense weights are in: add masks, skeletons, compactors, scores."""
+
+    def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
+        """The optimisers of the run; `make(parameters)` builds one by the run's options."""
+        return [make([parameter for parameter in network.parameters() if parameter.requires_grad])]
+
+    def step(self, run, *batches: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One training step on `batches` of (images (B, 3, H, W), labels (B,)). Returns loss and logits of the last."""
+        for images, labels in batches:
+            logits, loss = run.forward(images, labels)
+            run.backward(loss)
+        self.on_gradients(run)
+        run.update()
+        self.after_update(run)
+        return loss.detach(), logits.detach()
+
+    def on_gradients(self, run) -> None:
+        """Gradients are complete and unscaled."""
+
+    def after_update(self, run) -> None:
+        """Weights are new: thresholds, masks. `run.iteration` and `run.progress` (0 to 1) are known."""
+
+    def finish(self, network: nn.Module) -> dict[str, dict]:
+        """Fold the method away in place: only plain layers remain, same outputs. Returns what was kept, per layer."""
+        return {}
+
+
+@torch.no_grad()
+def finish(method: Method, network: nn.Module, images: Tensor, tolerance: float = 1e-5) -> dict[str, dict]:
+    """`method.finish`, proven: outputs on `images` before and after agree within `tolerance` of the largest.
+
+    Returns what was kept, per layer.
+    """
+    network.eval()
+    before = network(images)
+    kept = method.finish(network)
+    error = relative_error(network(images), before)
+    assert error <= tolerance, f"{type(method).__name__}.finish changed the outputs by {error:.1e}"
+    return kept
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Largest difference, relative to the largest absolute reference value."""
+    return float((value - reference).abs().max() / reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny))
+
+
+@torch.no_grad()
+def proven_copy(network: nn.Module, change, images: Tensor, tolerance: float = 1e-4) -> nn.Module:
+    """A copy of `network` after `change(copy)`, proven to compute the same on `images`."""
+    changed = copy.deepcopy(network).eval()
+    change(changed)
+    error = relative_error(changed(images), network.eval()(images))
+    assert error <= tolerance, f"{change} changed the outputs by {error:.1e}"
+    return changed

@@ -1,0 +1,1 @@
+"""What every run needs: options, devices, the training loop, checkpoints, records, reports."""

@@ -1,0 +1,144 @@
+"""What happens when during a run: evaluation, records, checkpoints, progress. `fit` calls them in order."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from utils.files import save_checkpoint, save_text
+from utils.run import Run, evaluate
+
+
+class Callback:
+    def after_step(self, run: Run) -> None:
+        pass
+
+    def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
+        """`results` maps "train" (and what earlier callbacks added) to figures; `run.epoch` epochs are done."""
+
+
+class Evaluate(Callback):
+    """Adds results["val"]."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
+        results["val"] = evaluate(run.network, self.loader)
+
+
+class Record(Callback):
+    """Appends to `metrics.jsonl` and TensorBoard events in `job_dir`; drops what an interrupted run wrote too much."""
+
+    def __init__(self, job_dir: Path, epochs_done: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = job_dir / "metrics.jsonl"
+        old = self.path.read_text().splitlines() if epochs_done and self.path.exists() else []
+        save_text(self.path, "".join(f"{line}\n" for line in old if _epoch(line) <= epochs_done))
+        self.writer = SummaryWriter(str(job_dir / "tensorboard"), purge_step=epochs_done + 1)
+        self.since, self.images = time.perf_counter(), 0
+
+    def after_step(self, run: Run) -> None:
+        self.images += run.loader.batch_size * run.method.batches_per_step
+
+    def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
+        rate = run.optimizers[0].param_groups[0]["lr"]
+        results["train"] |= {"lr": rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
+        for split, figures in results.items():
+            self.write(run.epoch, split, figures)
+        self.since, self.images = time.perf_counter(), 0
+
+    def write(self, epoch: int, split: str, figures: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"epoch": epoch, "split": split, **figures}) + "\n")
+        for name, value in figures.items():
+            self.writer.add_scalar(f"{name}/{split}", value, epoch)
+        self.writer.flush()
+
+
+def _epoch(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError):  # the last line of a killed run
+        return float("inf")
+
+
+class Save(Callback):
+    """Writes `last.pt` after every epoch, `best.pt` when top-1 rises, and `last.pt` when told to stop, then exits.
+
+    While it is entered, SIGTERM and SIGINT end the run after the step at hand, with status 143 and 130.
+    """
+
+    def __init__(self, folder: Path, facts: dict):
+        self.folder, self.facts, self.stop = folder, facts, 0
+
+    def __enter__(self) -> "Save":
+        self.old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame) -> None:
+        self.stop = number
+
+    def after_step(self, run: Run) -> None:
+        if self.stop:
+            self._save(run, "last.pt")
+            raise SystemExit(128 + self.stop)
+
+    def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
+        is_best = results["val"]["top1"] > run.best
+        run.best = max(run.best, results["val"]["top1"])
+        if is_best:
+            self._save(run, "best.pt")
+        self._save(run, "last.pt")
+        if self.stop:
+            raise SystemExit(128 + self.stop)
+
+    def _save(self, run: Run, name: str) -> None:
+        save_checkpoint(self.folder / name, self.facts | {"epoch": run.epoch} | run.state_dict())
+
+
+class Show(Callback):
+    """Progress: a bar with rate and time left on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        rate = TextColumn("{task.fields[rate]}")
+        self.bar = Progress(*columns, rate, console=console, disable=not console.is_terminal)
+        self.task = None
+
+    def __enter__(self) -> "Show":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()
+
+    def after_step(self, run: Run) -> None:
+        steps = len(run.loader) // run.method.batches_per_step
+        if self.task is None:
+            self.since, self.first = time.perf_counter(), run.iteration
+            self.task = self.bar.add_task("", total=steps * run.epochs, completed=run.iteration, rate="")
+        elif self.console.is_terminal:
+            images = (run.iteration - self.first) * run.loader.batch_size * run.method.batches_per_step
+            rate = f"{images / (time.perf_counter() - self.since):.0f} images/s"
+            where = f"epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}"
+            self.bar.update(self.task, completed=run.iteration, description=where, rate=rate)
+
+    def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
+        train, val = results["train"], results["val"]
+        self.console.print(
+            f"epoch {run.epoch}/{run.epochs}  lr {train['lr']:.2e}  train loss {train['loss']:.3f} "
+            f"top-1 {train['top1']:.2f}  val loss {val['loss']:.3f} top-1 {val['top1']:.2f} top-5 {val['top5']:.2f}  "
+            f"{train['images_per_second']:.0f} images/s",
+            soft_wrap=True,
+            highlight=False,
+        )

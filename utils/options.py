@@ -1,0 +1,175 @@
+"""Every option of `imagenet.py`, declared once, help and default together: parser, YAML and `run.json` follow."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+
+def option(default, help: str, *spellings: str, choices: tuple[str, ...] | None = None):
+    """A field of `Options`; `spellings` are further flags that mean the same."""
+    metadata = {"help": help, "spellings": spellings, "choices": choices}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can ask of `imagenet.py`. Field names are flag names."""
+
+    # What is trained, on what.
+    arch: str = option("mobilenet_v2", "network; an unknown name lists them all")
+    data_set: str = option("digits", "digits (embedded), cifar10, imagefolder or fake (noise, 1000 classes)")
+    data_path: Path | None = option(None, "folder of the data set")
+    image_size: int | None = option(None, "pixels a side (default: 64 digits, 32 cifar10, 224 else)")
+    bad_pictures: str = option("stop", "a picture that does not decode", choices=("stop", "skip"))
+    job_dir: Path = option(Path("experiments"), "where the run writes its records, checkpoints and reports")
+    config: Path | None = option(None, "YAML file of options by these names; the command line wins")
+    seed: int = option(0, "of initial weights, shuffling, augmentation and random masks")
+    gpus: list[int] = option([0], "GPU to use; without one the CPU is used")
+    workers: int = option(2, "processes that decode pictures")
+
+    # How it is pruned.
+    conv_type: str = option("BlockL1Conv", "pruning method, by its name or the paper's layer name", "--method")
+    N: int = option(16, "block length: output kernels that live or die together")
+    pr_target: float = option(0.5, "share to prune in every layer, in [0, 1)")
+    rearrange: bool = option(False, "form blocks among filters sorted by L1 norm")
+    full: bool = option(False, "prune the classifier too")
+    blocks: str = option(
+        "aligned", "blocks where N does not divide a layer: a shorter last one, or wrapped around as published"
+    )
+
+    # Where weights come from and go to.
+    pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")
+    evaluate: Path | None = option(None, "only evaluate this checkpoint", "--pruned_model")
+    resume: bool = option(False, "go on from job_dir/checkpoint/last.pt; start if there is none")
+    export_onnx: bool = option(False, "write job_dir/model.onnx, its outputs checked")
+
+    # How it is trained.
+    num_epochs: int = option(180, "epochs of training; 0: prune, write and evaluate only")
+    train_batch_size: int = option(256, "pictures a step")
+    eval_batch_size: int = option(256, "pictures a step of evaluation")
+    optimizer: str = option("sgd", "optimiser", choices=("sgd", "adam"))
+    lr: float = option(0.01, "peak learning rate")
+    lr_policy: str = option("cos", "schedule, epoch by epoch", "--lr_type", choices=("cos", "step", "exp", "fixed"))
+    warmup_length: int | None = option(None, "epochs of linear warm-up (default: 5, a tenth of runs under 50 epochs)")
+    momentum: float = option(0.9, "of sgd")
+    nesterov: bool = option(False, "Nesterov momentum")
+    weight_decay: float = option(4e-5, "on all parameters")
+    label_smoothing: float = option(0.0, "share of the target spread over all classes", "--label-smoothing")
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "workers"):
+            _demand(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("train_batch_size", "eval_batch_size"):
+            _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _demand(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more")
+        _demand(self.lr > 0, "lr", self.lr, "above 0")
+        _demand(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
+        _demand(len(self.gpus) == 1, "gpus", self.gpus, "one GPU; several are not supported yet")
+        _demand(self.optimizer == "sgd" or not self.nesterov, "nesterov", True, "for --optimizer sgd only")
+        warmup = self.warmup_epochs
+        _demand(0 <= warmup < max(self.num_epochs, 1), "warmup_length", warmup, "0 or more, below num_epochs")
+        for name in ("pretrained_model", "evaluate", "data_path"):
+            path = getattr(self, name)
+            _demand(path is None or path.exists(), name, path, "an existing path")
+
+    @property
+    def warmup_epochs(self) -> int:
+        return min(5, self.num_epochs // 10) if self.warmup_length is None else self.warmup_length
+
+    def to_json(self) -> dict:
+        return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+
+# A run may be resumed under other values of these; all others make it another run.
+FREE_ON_RESUME = {
+    "job_dir", "data_path", "config", "gpus", "workers", "pretrained_model", "resume", "export_onnx", "eval_batch_size",
+}  # fmt: skip
+
+
+def _demand(holds: bool, name: str, value: object, what: str) -> None:
+    if not holds:
+        raise ValueError(f"--{name} {value}: must be {what}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def parser(cls: type = Options, description: str | None = None) -> argparse.ArgumentParser:
+    """The argument parser of an options class; what is not given is left out of its result."""
+    result = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for field in dataclasses.fields(cls):
+        kind, many = _kind(field)
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        settings = {"dest": field.name, "choices": field.metadata["choices"]}
+        settings["help"] = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
+        if default is None or kind is bool:
+            settings["help"] = field.metadata["help"].replace("%", "%%")
+        if kind is bool:
+            settings = {k: v for k, v in settings.items() if k != "choices"} | {
+                "action": argparse.BooleanOptionalAction
+            }
+        else:
+            settings |= {"type": kind, "metavar": kind.__name__.upper()} | ({"nargs": "+"} if many else {})
+        result.add_argument(f"--{field.name}", *field.metadata["spellings"], **settings)
+    return result
+
+
+def parse(argv: list[str], cls: type = Options, description: str | None = None):
+    """Options from the command line over those of the `--config` file over the defaults.
+
+    Raises:
+        ValueError: one line with the flag or key, the value and the valid choices.
+    """
+    given = vars(parser(cls, description).parse_args(argv))
+    return cls(**(_from_yaml(given["config"], cls) if "config" in given else {}) | given)
+
+
+def _from_yaml(path: Path, cls: type) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path}: not a mapping of options")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = content.keys() - fields.keys() | content.keys() & {"config"}
+    if unknown:
+        raise ValueError(
+            f"--config {path}: unknown key {', '.join(map(str, unknown))}; keys are the names of the flags"
+        )
+    return {key: _convert(path, fields[key], value) for key, value in content.items() if value is not None}
+
+
+def _convert(path: Path, field: dataclasses.Field, value: object):
+    kind, many = _kind(field)
+    try:
+        if kind is bool:
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        converted = [kind(v) for v in (value if isinstance(value, list) else [value])] if many else kind(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"--config {path}: {field.name}: {value!r} is not a {kind.__name__}") from None
+    choices = field.metadata["choices"]
+    if choices and converted not in choices:
+        raise ValueError(f"--config {path}: {field.name}: {value!r} is not one of {', '.join(choices)}")
+    return converted
+
+
+def _kind(field: dataclasses.Field) -> tuple[type, bool]:
+    """The type of one value, and whether there may be several: `Path | None` -> Path, `list[int]` -> int."""
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+    return (typing.get_args(kind)[0], True) if typing.get_origin(kind) is list else (kind, False)
