@@ -1,0 +1,89 @@
+"""Find 1xN blocks in weights, and lay the kept ones out as the kernels read them.
+
+A weight (O, C, kh, kw) is a matrix of O rows and C * kh * kw columns. Rows are cut into groups of N neighbours (the last may
+be shorter); a block is one column of one group. It is dropped if all its weights are zero.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SIZES = (32, 16, 8, 4, 2, 1)
+SPILL = 1.01  # kept blocks may hold this much more than the non-zero weights: a weight may be zero by chance
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which blocks of a layer are kept: keep (groups, columns)."""
+
+    block: int
+    keep: np.ndarray
+
+    @property
+    def density(self) -> float:
+        """Kept blocks / all blocks."""
+        return float(self.keep.mean())
+
+
+def matrix(weight: np.ndarray) -> np.ndarray:
+    return weight.reshape(len(weight), -1)
+
+
+def keep_blocks(weight: np.ndarray, block: int) -> np.ndarray:
+    """(groups, columns) bool: blocks of `block` rows that hold a weight other than zero."""
+    used = matrix(weight) != 0
+    return np.add.reduceat(used, np.arange(0, len(used), block), axis=0) > 0
+
+
+def find_blocks(weight: np.ndarray) -> Pattern:
+    """The pattern with the largest N whose blocks are all or nothing. A dense weight gets the largest N and density 1."""
+    used = int(np.count_nonzero(weight))
+    lengths = len(weight)
+    for block in SIZES:
+        keep = keep_blocks(weight, block)
+        rows = np.minimum(block, lengths - block * np.arange(len(keep)))  # the last group may be short
+        if int((keep.sum(1) * rows).sum()) <= used * SPILL or block == 1:
+            return Pattern(block, keep)
+    raise AssertionError("N = 1 always fits")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a kernel reads: weight (steps of columns, group), offset a column, pointer a group in steps, bias padded."""
+
+    weight: np.ndarray
+    offset: np.ndarray
+    pointer: np.ndarray
+    bias: np.ndarray
+
+
+def pack(weight, bias, keep: np.ndarray | None, group: int, offsets: np.ndarray, unroll: int) -> Packed:
+    """Pack for groups of `group` rows; `keep` (groups, columns), or None for every column (one list of offsets for all).
+
+    offsets: (columns,) where each column's pixels lie. Every group gets whole steps of `unroll` columns: what is missing is
+    filled with zero weights.
+    """
+    dense = matrix(weight).astype(np.float32)
+    groups = -(-len(dense) // group)
+    dense = np.pad(dense, ((0, groups * group - len(dense)), (0, 0))).reshape(groups, group, -1)
+    bias = np.pad(bias.astype(np.float32), (0, groups * group - len(bias)))
+    if keep is None:
+        columns = np.arange(dense.shape[2])
+        lists = [columns] * groups
+    else:
+        lists = [np.flatnonzero(row) for row in keep]
+    weights, places, counts = [], [], []
+    for g, columns in enumerate(lists):
+        columns = columns[
+            np.argsort(offsets[columns], kind="stable")
+        ]  # sorted reads are twice as fast as scattered ones
+        extra = -len(columns) % unroll
+        weights.append(np.pad(dense[g][:, columns].T, ((0, extra), (0, 0))))
+        places.append(np.pad(offsets[columns], (0, extra)))
+        counts.append(len(places[-1]) // unroll)
+    offset = places[0] if keep is None else np.concatenate(places)
+    pointer = np.concatenate([[0], np.cumsum(counts)])
+    weight = np.concatenate(weights).reshape(-1)
+    if not len(offset):  # an empty layer still needs a buffer
+        weight, offset = np.zeros(group, np.float32), np.zeros(1)
+    return Packed(np.ascontiguousarray(weight, np.float32), offset.astype(np.int32), pointer.astype(np.int32), bias)

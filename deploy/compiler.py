@@ -1,0 +1,53 @@
+"""The road from an ONNX file to a library."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from .graph import Graph, read_onnx
+from .library import Library
+from .passes import simplify
+from .targets import find_machine
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def compile_onnx(
+    path: str | Path,
+    target: str = "native",
+    threads: int | None = None,
+    batch: int | None = None,
+    sparsity: float = 0.0,
+    dense: bool = False,
+) -> Library:
+    """Compile the network in an ONNX file.
+
+    target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch: fixes a
+    batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled sparse.
+    dense: compile every layer dense. ValueError, of one line, for whatever is wrong with these or the file.
+    """
+    graph = simplify(read_onnx(path, batch))
+    return compile_simplified(graph, path, target, threads, sparsity, dense)
+
+
+def compile_simplified(graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False) -> Library:
+    try:
+        from . import lower
+    except ImportError as error:
+        raise ValueError("compiling needs TVM: pip install apache-tvm") from error
+    threads = threads or usable_cores()
+    machine = find_machine(target)
+    executable, layers = lower.compile_graph(graph, machine, sparsity, dense)
+    info = {
+        "onnx": str(path),
+        "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        "target": str(machine.target),
+        "threads": threads,
+        "batch": graph.shapes[graph.input][0],
+        "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
+        "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
+        "layers": layers,
+    }
+    return Library(executable, info)

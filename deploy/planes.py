@@ -1,0 +1,225 @@
+"""Kernels that know the height and width of a map: zero-padded planes, depthwise convolution, pooling, the mean of a map.
+
+A k x k convolution with stride s reads its input from *planes*: the padded map, split into its s x s phases (every s-th row
+and column), so that each tap becomes a constant offset and consecutive outputs read consecutive inputs.
+"""
+
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from .emit import Activation, activate, kernel, load, over, pick, splat, store
+from .tiles import Band, pieces
+
+LOWEST = -3.4028234663852886e38  # what a maximum starts from, and what pads its borders
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Where one channel of (rows, columns) pixels lies once padded and split."""
+
+    rows: int
+    columns: int
+    out_rows: int
+    out_columns: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]  # above, left; below and right follow from the output
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do: a pointwise convolution of stride 1 reads the map as it lies."""
+        return (self.kernel, self.stride, self.pad) != ((1, 1), (1, 1), (0, 0))
+
+    def _taps(self, axis: int) -> list[int]:
+        return [k * self.dilation[axis] for k in range(self.kernel[axis])]
+
+    @property
+    def phases(self) -> list[tuple[int, int]]:
+        """The (row, column) phases that some tap reads."""
+        return sorted({(y % self.stride[0], x % self.stride[1]) for y in self._taps(0) for x in self._taps(1)})
+
+    @property
+    def height(self) -> int:
+        return self.out_rows + self._taps(0)[-1] // self.stride[0]
+
+    @property
+    def width(self) -> int:
+        return self.out_columns + self._taps(1)[-1] // self.stride[1]
+
+    @property
+    def size(self) -> int:
+        """Floats a channel."""
+        return len(self.phases) * self.height * self.width
+
+    @property
+    def offsets(self) -> list[int]:
+        """Of every tap, row by row: where output (0, 0) finds its input."""
+        (sy, sx), phases = self.stride, self.phases
+        return [
+            (phases.index((y % sy, x % sx)) * self.height + y // sy) * self.width + x // sx
+            for y in self._taps(0)
+            for x in self._taps(1)
+        ]
+
+
+def _inside(phase: int, pad: int, stride: int, length: int, limit: int) -> tuple[int, int]:
+    """The rows (or columns) [first, last) of a phase's plane that hold input rather than padding."""
+    first = max(0, -(-(pad - phase) // stride))
+    return first, max(first, min(limit, -(-(length + pad - phase) // stride)))
+
+
+def _fill(target, at, length: int, value: float, lanes: int) -> None:
+    if length:
+        over(length, lanes, lambda i, width: store(target, at + i, splat(value, width), width))
+
+
+def _copy_row(source, read, target, write, first: int, count: int, columns: int, stride: int, lanes: int) -> None:
+    """target[i] = source[first + stride * i], of a source row of `columns`, without reading outside of it."""
+    if stride == 1:
+        for at, width in pieces(count, lanes):
+            store(target, write + at, load(source, read + first + at, width), width)
+    elif stride == 2 and columns > 1:
+        for at, width in pieces(count, min(lanes, columns // 2)):
+            begin = min(first + 2 * at, columns - 2 * width)  # the vector's last, unwanted lane may not leave the row
+            chosen = [first + 2 * at - begin + 2 * i for i in range(width)]
+            store(target, write + at, pick(load(source, read + begin, 2 * width), chosen, 2 * width), width)
+    else:
+        with T.serial(count) as i:
+            store(target, write + i, source[read + first + i * stride], 1)
+
+
+def _spread_channel(p: Planes, source, read, target, write, fill: float, lanes: int) -> None:
+    for number, (phase_y, phase_x) in enumerate(p.phases):
+        plane = write + number * p.height * p.width
+        top, bottom = _inside(phase_y, p.pad[0], p.stride[0], p.rows, p.height)
+        left, right = _inside(phase_x, p.pad[1], p.stride[1], p.columns, p.width)
+        if right == left:
+            top = bottom = 0
+        _fill(target, plane, top * p.width, fill, lanes)
+        _fill(target, plane + bottom * p.width, (p.height - bottom) * p.width, fill, lanes)
+        if bottom == top:
+            continue
+        with T.serial(bottom - top) as i:
+            row = T.bind(plane + (top + i) * p.width)
+            begin = T.bind(read + ((top + i) * p.stride[0] + phase_y - p.pad[0]) * p.columns)
+            first = left * p.stride[1] + phase_x - p.pad[1]
+            _fill(target, row, left, fill, lanes)
+            _fill(target, row + right, p.width - right, fill, lanes)
+            _copy_row(source, begin, target, row + left, first, right - left, p.columns, p.stride[1], lanes)
+
+
+@dataclass(frozen=True)
+class Spread:
+    channels: int  # of all images together
+    planes: Planes
+    lanes: int
+
+    @property
+    def total(self) -> int:
+        """Floats of the output; a vector that runs over the last row's end stays inside."""
+        return self.channels * self.planes.size + self.lanes
+
+
+def spread(s: Spread):
+    """x (channels, rows, columns) -> its padded, split planes."""
+    p = s.planes
+
+    def body(x, y):
+        with T.parallel(s.channels) as c:
+            _spread_channel(p, x, c * (p.rows * p.columns), y, c * p.size, 0.0, s.lanes)
+
+    return kernel([("x", s.channels * p.rows * p.columns, "float32"), ("y", s.total, "float32")], body)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sum or maximum over each channel's own taps: depthwise convolution, average and maximum pooling."""
+
+    kind: str  # conv, max, average
+    batch: int
+    channels: int
+    planes: Planes
+    bands: tuple[Band, ...]
+    activation: Activation
+    lanes: int
+
+
+def window(w: Window):
+    p, taps = w.planes, len(w.planes.offsets)
+    fill = LOWEST if w.kind == "max" else 0.0
+    pixels = p.out_rows * p.out_columns
+    tiles = sum(len(band.starts) for band in w.bands)
+
+    def body(x, starts, *rest):
+        y = rest[-1]
+        with T.parallel(w.batch * w.channels) as c:
+            plane = T.alloc_buffer((p.size + w.lanes,), "float32")
+            _spread_channel(p, x, c * (p.rows * p.columns), plane, 0, fill, w.lanes)
+            channel = T.bind(c % w.channels)
+
+            def tile_code(band: Band, tile):
+                read, write = T.bind(starts[tile * 2]), T.bind(c * pixels + starts[tile * 2 + 1])
+                sums = T.alloc_buffer((len(band.vectors) * w.lanes,), "float32", scope="local")
+                for i, v in enumerate(band.vectors):
+                    first = rest[1][channel] if w.kind == "conv" else fill
+                    store(sums, i * w.lanes, splat(first, v.lanes), v.lanes)
+                for tap, offset in enumerate(p.offsets):
+                    for i, v in enumerate(band.vectors):
+                        value, total = load(plane, read + offset + v.source, v.lanes), load(sums, i * w.lanes, v.lanes)
+                        if w.kind == "conv":
+                            value = total + splat(rest[0][channel * taps + tap], v.lanes) * value
+                        else:
+                            value = T.max(total, value) if w.kind == "max" else total + value
+                        store(sums, i * w.lanes, value, v.lanes)
+                for i, v in enumerate(band.vectors):
+                    total = load(sums, i * w.lanes, v.lanes)
+                    if w.kind == "average":
+                        total = total * splat(1 / taps, v.lanes)
+                    for s in v.stores:
+                        some = pick(total, range(s.lane, s.lane + s.width), v.lanes)
+                        store(y, write + s.at, activate(some, w.activation, s.width), s.width)
+
+            first = 0
+            for band in w.bands:
+                if len(band.starts) == 1:
+                    tile_code(band, first)
+                else:
+                    with T.serial(len(band.starts)) as tile:
+                        tile_code(band, first + tile)
+                first += len(band.starts)
+
+    buffers = [("x", w.batch * w.channels * p.rows * p.columns, "float32"), ("tiles", 2 * tiles, "int32")]
+    if w.kind == "conv":
+        buffers += [("weight", w.channels * taps, "float32"), ("bias", w.channels, "float32")]
+    return kernel([*buffers, ("y", w.batch * w.channels * pixels, "float32")], body)
+
+
+@dataclass(frozen=True)
+class Mean:
+    channels: int  # of all images together
+    pixels: int
+    activation: Activation
+    lanes: int
+
+
+def mean(m: Mean):
+    """x (channels, pixels) -> y (channels): the mean of every map."""
+    width = min(m.lanes, 1 << (m.pixels.bit_length() - 1))
+    whole = m.pixels // width
+
+    def body(x, y):
+        with T.parallel(m.channels) as c:
+            sums = T.alloc_buffer((m.lanes,), "float32", scope="local")
+            store(sums, 0, load(x, c * m.pixels, width), width)
+            if whole > 1:
+                with T.serial(whole - 1) as i:
+                    more = load(x, c * m.pixels + (i + 1) * width, width)
+                    store(sums, 0, load(sums, 0, width) + more, width)
+            parts = [sums[i] for i in range(width)] + [x[c * m.pixels + i] for i in range(whole * width, m.pixels)]
+            while len(parts) > 1:  # in pairs: neither a long chain of additions nor its rounding
+                parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
+            store(y, c, activate(parts[0] * T.float32(1 / m.pixels), m.activation, 1), 1)
+
+    return kernel([("x", m.channels * m.pixels, "float32"), ("y", m.channels, "float32")], body)

@@ -1,0 +1,115 @@
+"""Choose each convolution's kernel from a few candidates, by a rule that counts cycles.
+
+The numbers are of a processor with two multiply-add units of latency four and two loads a cycle; the rates of the second and
+third cache are fitted to measured layers. Only the order of candidates matters, not the cycles themselves.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import tiles
+from .targets import Machine
+
+L1_BYTES = 32 * 1024  # of pixels that a tile may use before they come from the second cache
+L2_BYTES = 512 * 1024
+L2_VECTOR = 2.2  # cycles to fetch one vector of pixels from the second cache
+L2_RATE, L3_RATE = 32, 20  # bytes of weights a cycle
+SPARSE_MARGIN = 0.95  # a sparse kernel must promise this part of the dense one's time
+
+plan = lru_cache(maxsize=None)(tiles.plan)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a schedule needs to know of a convolution."""
+
+    rows: int
+    columns: int
+    out_rows: int
+    out_columns: int
+    width: int  # of a row of the input planes
+    pointwise: bool  # reads its input as it lies
+
+    @property
+    def pixels(self) -> int:
+        return self.out_rows * self.out_columns
+
+
+@dataclass(frozen=True)
+class Choice:
+    kernel: str  # pixel, row
+    sparse: bool
+    group: int
+    vectors: int  # a tile at most (pixel)
+    unroll: int
+    cycles: float
+
+
+def _step(fmas: int, loads: float, pixel_cycles: float, weight_cycles: float, unroll: int) -> float:
+    """Cycles of one column: bound by arithmetic, by loads, by the slower caches, or by the latency of few sums."""
+    return max(fmas / 2, loads / 2, pixel_cycles, weight_cycles, 4 / unroll)
+
+
+def _cycles(site: Site, m: Machine, kernel: str, sparse: bool, density: float, group: int, vectors: int, unroll: int):
+    groups = -(-site.rows // group)
+    columns = site.columns * (density if sparse else 1.0)
+    weight_bytes = 4 * groups * columns * (group + sparse)
+    weight_cycles = 4 * (group + sparse) / (L2_RATE if weight_bytes < L2_BYTES else L3_RATE)
+    if kernel == "row":
+        high = min(group, m.lanes)
+        wide = 1 << (min(site.pixels, m.lanes // high).bit_length() - 1)
+        runs, parts = len(tiles.pieces(site.pixels, wide)), group // high
+        shuffles = (parts if wide > 1 else 0) + (runs if wide > 1 else 0)
+        step = _step(parts * runs, parts + runs + 1 + shuffles / 2, 0, weight_cycles, unroll)
+        return groups * (columns * step + 30 + 2 * parts * runs * unroll)
+    total = 0.0
+    for band in plan(site.out_rows, site.out_columns, site.width, m.lanes, vectors):
+        v = len(band.vectors)
+        near = site.columns * v * 4 * m.lanes <= L1_BYTES
+        pixel_cycles = v * (0.5 if near else L2_VECTOR * m.lanes / 16)
+        step = _step(group * v, group + v + 1, pixel_cycles, weight_cycles, unroll)
+        stores = group * sum(len(vector.stores) for vector in band.vectors)
+        total += len(band.starts) * groups * (columns * step + 30 + stores + group * v * unroll / 2)
+    return total
+
+
+def _candidates(site: Site, m: Machine, groups: list[int]):
+    """(kernel, group, vectors, unroll) that fit the registers."""
+    for group in groups:
+        most = min(8, m.accumulators // group)
+        for vectors in range(1, most + 1):
+            if group * vectors + vectors < m.registers - 2:
+                unroll = 1
+                while group * vectors * unroll < 8 and unroll < 8:
+                    unroll *= 2
+                yield "pixel", group, vectors, unroll
+        if site.pointwise and site.pixels < m.lanes:
+            high = min(group, m.lanes)
+            wide = 1 << (min(site.pixels, m.lanes // high).bit_length() - 1)
+            sums = group // high * len(tiles.pieces(site.pixels, wide))
+            if group % high == 0 and sums <= m.accumulators:
+                yield "row", group, 0, max(1, 1 << ((8 // sums).bit_length() - 1)) if sums < 8 else 1
+
+
+def choose(site: Site, m: Machine, block: int, density: float) -> Choice:
+    """The cheapest kernel: sparse with a divisor of the block's rows, or dense with any number of rows."""
+
+    def best(sparse: bool, groups: list[int]) -> Choice | None:
+        found = [
+            Choice(
+                kernel,
+                sparse,
+                group,
+                vectors,
+                unroll,
+                _cycles(site, m, kernel, sparse, density, group, vectors, unroll),
+            )
+            for kernel, group, vectors, unroll in _candidates(site, m, groups)
+        ]
+        return min(found, key=lambda c: c.cycles, default=None)
+
+    dense = best(False, [g for g in (4, 8, 12, 16, 32, 64) if g < site.rows + 4] or [site.rows])
+    if density >= 1.0:
+        return dense
+    sparse = best(True, [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)])
+    return sparse if sparse and sparse.cycles < SPARSE_MARGIN * dense.cycles else dense
