@@ -15,7 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
 
 
 class Loader:
-    """Iterating yields what is left of the current epoch as (images, labels), then moves on to the next epoch.
+    """Iterating yields what is left of the current epoch as (images, labels); training then moves on to the next.
 
     images: float32 (B, 3, H, W), normalised, channels_last, on `device`; labels: int64 (B,) there too.
     Training batches are shuffled and of one size (the ragged last one is dropped); evaluation sees every picture once.
@@ -39,9 +39,9 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._order().split(self.batch_size)[self.batch : len(self)]
         for images, labels in self._batches(plan):
-            self.batch += 1
+            self.batch += self.train  # evaluation has no position: it always starts at the first picture
             yield self._normalise(images), labels.to(self.device, non_blocking=True)
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch, self.batch = self.epoch + self.train, 0
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}

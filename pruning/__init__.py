@@ -8,7 +8,16 @@ from pruning.method import Method, finish, proven_copy
 from pruning.oneshot import ROWS, OneShot
 from pruning.surgery import gather_blocks
 
-__all__ = ["ALIASES", "METHODS", "Method", "create_method", "finish", "gather_blocks", "proven_copy"]
+__all__ = [
+    "ALIASES",
+    "METHODS",
+    "Method",
+    "create_method",
+    "finish",
+    "gather_blocks",
+    "option_names",
+    "proven_copy",
+]
 
 METHODS: dict[str, Callable[..., Method]] = {"dense": Method, **{row: partial(OneShot, row) for row in ROWS}}
 

@@ -1,6 +1,7 @@
 """The one interface: what a pruning method may do to a run. Dense training is this class itself."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ class Method:
     """
 
     batches_per_step = 1
+
+    def check(self, network: nn.Module) -> None:
+        """Raise ValueError if this method cannot prune this network: asked before data is opened."""
 
     def attach(self, network: nn.Module) -> None:
         """Called once, after the dense weights are in: add masks, skeletons, compactors, scores."""
@@ -63,10 +67,10 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 
 
 @torch.no_grad()
-def proven_copy(network: nn.Module, change, images: Tensor, tolerance: float = 1e-4) -> nn.Module:
-    """A copy of `network` after `change(copy)`, proven to compute the same on `images`."""
+def proven_copy(network: nn.Module, change: Callable, images: Tensor, tolerance: float = 1e-4) -> tuple:
+    """A copy of `network` after `change(copy)`, proven to compute the same on `images`; and what `change` returned."""
     changed = copy.deepcopy(network).eval()
-    change(changed)
+    told = change(changed)
     error = relative_error(changed(images), network.eval()(images))
     assert error <= tolerance, f"{change} changed the outputs by {error:.1e}"
-    return changed
+    return changed, told

@@ -75,12 +75,23 @@ class OneShot(Method):
         if self.rearrange and not ROWS[self.row].in_blocks:
             raise ValueError(f"--rearrange: means nothing for {self.row}, only for 1xN blocks")
 
-    def attach(self, network: nn.Module) -> None:
-        graph = Graph(network)
-        layers = graph.masked_layers()
+    def check(self, network: nn.Module) -> None:
+        layers = Graph(network).masked_layers()
         if not layers:
             raise ValueError(f"{type(network).__name__} has no layer to prune")
-        self._check_fit(layers)
+        if not self._in_blocks_of_several:
+            return
+        if max(layer.weight.shape[0] for layer in layers.values()) < self.N:
+            raise ValueError(f"--N {self.N}: longer than the widest layer of this network")
+        for name, layer in layers.items():
+            O, I = layer.weight.shape[:2]
+            if self.blocks == "reference" and O * I % self.N:
+                raise ValueError(f"--N {self.N}: does not divide the {O * I} kernels of {name}; try --blocks aligned")
+
+    def attach(self, network: nn.Module) -> None:
+        self.check(network)
+        graph = Graph(network)
+        layers = graph.masked_layers()
         sorted_layers = rearranged_layers(graph) if self.rearrange else set()
         generator = torch.Generator().manual_seed(self.seed)
         for name, layer in layers.items():
@@ -106,16 +117,6 @@ class OneShot(Method):
     @property
     def _in_blocks_of_several(self) -> bool:
         return ROWS[self.row].in_blocks and self.N > 1
-
-    def _check_fit(self, layers: dict[str, nn.Module]) -> None:
-        if not self._in_blocks_of_several:
-            return
-        if max(layer.weight.shape[0] for layer in layers.values()) < self.N:
-            raise ValueError(f"--N {self.N}: longer than the widest layer of this network")
-        for name, layer in layers.items():
-            O, I = layer.weight.shape[:2]
-            if self.blocks == "reference" and O * I % self.N:
-                raise ValueError(f"--N {self.N}: does not divide the {O * I} kernels of {name}; try --blocks aligned")
 
     def _mask(self, weight: Tensor, rate: float, order: Tensor | None, generator: torch.Generator) -> Tensor:
         row, weight = ROWS[self.row], weight if weight.dim() == 4 else weight[:, :, None, None]

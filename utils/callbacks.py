@@ -31,9 +31,12 @@ class Evaluate(Callback):
 
 
 class Record(Callback):
-    """Appends to `metrics.jsonl` and TensorBoard events in `job_dir`; drops what an interrupted run wrote too much."""
+    """Appends to `metrics.jsonl` and TensorBoard events in `job_dir`; drops what an interrupted run wrote too much.
 
-    def __init__(self, job_dir: Path, epochs_done: int):
+    `before`: figures of epoch 0, by stage.
+    """
+
+    def __init__(self, job_dir: Path, epochs_done: int, before: dict[str, dict]):
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = job_dir / "metrics.jsonl"
@@ -41,6 +44,9 @@ class Record(Callback):
         save_text(self.path, "".join(f"{line}\n" for line in old if _epoch(line) <= epochs_done))
         self.writer = SummaryWriter(str(job_dir / "tensorboard"), purge_step=epochs_done + 1)
         self.since, self.images = time.perf_counter(), 0
+        if not epochs_done:
+            for stage, figures in before.items():
+                self.write(0, stage, figures)
 
     def after_step(self, run: Run) -> None:
         self.images += run.loader.batch_size * run.method.batches_per_step
@@ -89,19 +95,19 @@ class Save(Callback):
 
     def after_step(self, run: Run) -> None:
         if self.stop:
-            self._save(run, "last.pt")
+            self.write(run, "last.pt")
             raise SystemExit(128 + self.stop)
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
         is_best = results["val"]["top1"] > run.best
         run.best = max(run.best, results["val"]["top1"])
         if is_best:
-            self._save(run, "best.pt")
-        self._save(run, "last.pt")
+            self.write(run, "best.pt")
+        self.write(run, "last.pt")
         if self.stop:
             raise SystemExit(128 + self.stop)
 
-    def _save(self, run: Run, name: str) -> None:
+    def write(self, run: Run, name: str) -> None:
         save_checkpoint(self.folder / name, self.facts | {"epoch": run.epoch} | run.state_dict())
 
 
@@ -138,7 +144,5 @@ class Show(Callback):
         self.console.print(
             f"epoch {run.epoch}/{run.epochs}  lr {train['lr']:.2e}  train loss {train['loss']:.3f} "
             f"top-1 {train['top1']:.2f}  val loss {val['loss']:.3f} top-1 {val['top1']:.2f} top-5 {val['top5']:.2f}  "
-            f"{train['images_per_second']:.0f} images/s",
-            soft_wrap=True,
-            highlight=False,
+            f"{train['images_per_second']:.0f} images/s"
         )

@@ -1,9 +1,6 @@
-"""Multiply-adds and parameters of a network, all and kept."""
+"""Multiply-adds and parameters of convolutions and linear layers, all and kept."""
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
 
 
 @dataclass
@@ -25,13 +22,15 @@ class Cost:
         return round(self.macs * self.density)
 
 
-@torch.no_grad()
-def count(network: nn.Module, image: Tensor) -> dict[str, Cost]:
+def count(network, image) -> dict[str, Cost]:
     """Costs of every convolution and linear layer that `image` (1, 3, H, W) passes through, in that order."""
+    import torch  # here, so that reports can be drawn without it
+    from torch import nn
+
     costs: dict[str, Cost] = {}
 
     def hook(name: str):
-        def add(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             weight = layer.weight
             parameters = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
             zeros = weight.numel() - int(weight.count_nonzero())
@@ -44,21 +43,23 @@ def count(network: nn.Module, image: Tensor) -> dict[str, Cost]:
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(hook(name)) for name, layer in layers]
     try:
-        network.eval()(image)
+        with torch.no_grad():
+            network.eval()(image)
     finally:
         for handle in hooks:
             handle.remove()
     return costs
 
 
-def totals(network: nn.Module, costs: dict[str, Cost]) -> dict[str, float]:
-    """Sums over the network: multiply-adds and parameters, all and kept, and the share of weights that are zero."""
+def totals(network, costs: dict[str, Cost]) -> dict[str, float]:
+    """Sums over the network: multiply-adds and parameters, all and kept, and the share of weights that are zero.
+
+    Parameters include those of batch-norm, which no layer's `Cost` counts.
+    """
+
+    def total(key: str) -> int:
+        return sum(getattr(cost, key) for cost in costs.values())
+
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    zeros, weights = (sum(getattr(cost, key) for cost in costs.values()) for key in ("zeros", "weights"))
-    return {
-        "macs": sum(cost.macs for cost in costs.values()),
-        "macs_kept": sum(cost.macs_kept for cost in costs.values()),
-        "parameters": parameters,
-        "parameters_kept": parameters - zeros,
-        "sparsity": zeros / weights,
-    }
+    sums = {"macs": total("macs"), "macs_kept": total("macs_kept"), "parameters": parameters}
+    return sums | {"parameters_kept": parameters - total("zeros"), "sparsity": total("zeros") / total("weights")}
