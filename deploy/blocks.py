@@ -87,3 +87,19 @@ def pack(weight, bias, keep: np.ndarray | None, group: int, offsets: np.ndarray,
     if not len(offset):  # an empty layer still needs a buffer
         weight, offset = np.zeros(group, np.float32), np.zeros(1)
     return Packed(np.ascontiguousarray(weight, np.float32), offset.astype(np.int32), pointer.astype(np.int32), bias)
+
+
+def check(graph, block: int | None) -> None:
+    """ValueError if some layers have zero blocks, but none has blocks of `block` rows. None accepts what is found."""
+    if block is None:
+        return
+    found = {node.name: find_blocks(node.weight) for node in graph.nodes if hasattr(node, "weight") and _is_conv(node)}
+    pruned = {name: pattern for name, pattern in found.items() if pattern.density < 0.99}
+    if not any(pattern.block % block == 0 for pattern in pruned.values()):
+        seen = sorted({pattern.block for pattern in pruned.values()})
+        have = f"blocks of {', '.join(map(str, seen))} rows" if seen else "no zero blocks at all"
+        raise ValueError(f"--bsr {block}: no layer has zero blocks of {block} rows; the weights have {have}")
+
+
+def _is_conv(node) -> bool:
+    return node.weight is not None and node.weight.ndim == 4

@@ -29,10 +29,10 @@ def compile_onnx(
     dense: compile every layer dense. ValueError, of one line, for whatever is wrong with these or the file.
     """
     graph = simplify(read_onnx(path, batch))
-    return compile_simplified(graph, path, target, threads, sparsity, dense)
+    return compile_graph(graph, path, target, threads, sparsity, dense)
 
 
-def compile_simplified(graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False) -> Library:
+def compile_graph(graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False) -> Library:
     try:
         from . import lower
     except ImportError as error:

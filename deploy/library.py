@@ -2,17 +2,20 @@
 
 A saved folder needs only TVM's runtime, neither this repository nor PyTorch:
 
-    import json, numpy as np, tvm, tvm_ffi
+    import json, os, numpy as np, tvm
     from tvm import relax
 
     info = json.load(open("deploy/deploy.json"))
-    tvm_ffi.get_global_func("runtime.config_threadpool")(1, info["threads"])
+    os.environ["TVM_NUM_THREADS"] = str(info["threads"])
     network = relax.VirtualMachine(tvm.runtime.load_module("deploy/lib.so"), tvm.cpu())["main"]
     images = np.zeros(info["input"]["shape"], "float32")  # (B, 3, H, W), normalised as in training
     print(network(tvm.runtime.tensor(images)).numpy().argmax(1))
 """
 
 import json
+import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,23 @@ def set_threads(threads: int) -> None:
     """How many threads TVM's kernels use from now on, in this process."""
     import tvm_ffi
 
+    # The pool's size is read once, when it starts, and would be half the cores; what is configured later can only be less.
+    os.environ["TVM_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1, int(os.environ.get("TVM_NUM_THREADS", 0))))
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
+
+
+@contextmanager
+def _silence():
+    """Hide what TVM's C++ writes to stderr: a warning for every constant it saves."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 class Library:
@@ -58,7 +77,8 @@ class Library:
         if not hasattr(self.module, "export_library"):
             raise ValueError("a loaded library is already a file: copy its folder")
         try:
-            self.module.export_library(str(folder / LIBRARY))
+            with _silence():
+                self.module.export_library(str(folder / LIBRARY))
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{folder / LIBRARY} could not be linked: TVM needs a C++ compiler (g++) for it"

@@ -48,7 +48,11 @@ def fold_constants(graph: Graph) -> None:
         producer = _producers(graph).get(node.inputs[0])
         if not isinstance(node, Affine) or isinstance(node.scale, str) or isinstance(node.shift, str):
             continue
-        if not _linear(producer) or graph.only_user(producer) is not node or node.scale is node.shift is None:
+        if (
+            not _linear(producer)
+            or graph.only_user(producer) is not node
+            or (node.scale is None and node.shift is None)
+        ):
             continue
         scale = np.ones_like(producer.bias) if node.scale is None else node.scale
         shift = np.zeros_like(producer.bias) if node.shift is None else node.shift
@@ -93,7 +97,7 @@ def find_hard_activations(graph: Graph) -> None:
                 continue
             kind = gate.activation and gate.activation[0]
             sixth = kind == "hard_sigmoid" and np.allclose(gate.activation[1:], (1 / 6, 0.5))
-            if gate.inputs == [x] and sixth and node.shift is node.activation is None:
+            if gate.inputs == [x] and sixth and node.shift is None and node.activation is None:
                 index = graph.nodes.index(node)
                 graph.nodes[index] = Affine(node.name, [x], node.output, activation=("hard_swish",))
                 break
@@ -105,9 +109,10 @@ def fuse_activations(graph: Graph) -> None:
     for node in list(graph.nodes):
         producer = _producers(graph).get(node.inputs[0])
         alone = isinstance(node, Affine) and node.scale is None and node.shift is None
-        if alone and isinstance(producer, Conv | Window | Affine) and producer.activation is None:
-            if graph.only_user(producer) is node:
-                _merge(graph, producer, node, activation=node.activation)
+        if not alone or not isinstance(producer, Conv | Window | Affine) or producer.activation is not None:
+            continue
+        if graph.only_user(producer) is node:
+            _merge(graph, producer, node, activation=node.activation)
 
 
 def fuse_residuals(graph: Graph) -> None:

@@ -197,6 +197,58 @@ def window(w: Window):
 
 
 @dataclass(frozen=True)
+class Small:
+    """A depthwise convolution of maps so small that the maps of `together` channels fill a vector or two."""
+
+    batch: int
+    channels: int
+    pixels: tuple[int, int]  # of an input and of an output map
+    together: int
+    taps: tuple[tuple[int, ...], ...]  # for each tap and output pixel, the input pixel it reads (any one, if none)
+    activation: Activation
+    lanes: int
+
+
+def small_taps(p: Planes) -> tuple[tuple[int, ...], np.ndarray]:
+    """For every tap that ever meets a pixel: its number, the pixel read by each output pixel, and where it meets one."""
+    taps, reads, meets = [], [], []
+    for tap in range(p.kernel[0] * p.kernel[1]):
+        ky, kx = divmod(tap, p.kernel[1])
+        rows = np.arange(p.out_rows)[:, None] * p.stride[0] + ky * p.dilation[0] - p.pad[0]
+        columns = np.arange(p.out_columns) * p.stride[1] + kx * p.dilation[1] - p.pad[1]
+        inside = ((rows >= 0) & (rows < p.rows) & (columns >= 0) & (columns < p.columns)).reshape(-1)
+        if inside.any():
+            taps.append(tap)
+            reads.append(tuple(np.where(inside, (rows * p.columns + columns).reshape(-1), 0).tolist()))
+            meets.append(inside)
+    return taps, tuple(reads), np.array(meets)
+
+
+def small_window(s: Small):
+    """Each tap is one shuffle of the maps and one multiplication by weights that are zero where the tap leaves the map."""
+    before, after = s.pixels
+    width, runs = s.together * after, pieces(s.together * before, s.lanes)
+    starts = [at for at, _ in pieces_exactly(s.channels, s.together)]
+
+    def body(x, firsts, weight, bias, y):
+        with T.parallel(s.batch * len(starts)) as task:
+            number = T.bind(task % len(starts))
+            channel = T.bind(task // len(starts) * s.channels + firsts[number])
+            maps = [T.bind(load(x, channel * before + at, lanes)) for at, lanes in runs]
+            held = [at + i for at, lanes in runs for i in range(lanes)]
+            total = load(bias, number * width, width)
+            for tap, read in enumerate(s.taps):
+                chosen = [held.index(c * before + pixel) for c in range(s.together) for pixel in read]
+                some = T.Shuffle(maps * -(-width // len(held)), chosen) if width > 1 else x[channel + read[0]]
+                total = total + load(weight, (number * len(s.taps) + tap) * width, width) * some
+            store(y, channel * after, activate(total, s.activation, width), width)
+
+    buffers = [("x", s.batch * s.channels * before, "float32"), ("firsts", len(starts), "int32")]
+    buffers += [("weight", len(starts) * len(s.taps) * width, "float32"), ("bias", len(starts) * width, "float32")]
+    return kernel([*buffers, ("y", s.batch * s.channels * after, "float32")], body)
+
+
+@dataclass(frozen=True)
 class Mean:
     channels: int  # of all images together
     pixels: int
@@ -204,13 +256,22 @@ class Mean:
     lanes: int
 
 
+def _average(m: Mean, parts: list, y, c) -> None:
+    while len(parts) > 1:  # in pairs: neither a long chain of additions nor its rounding
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
+    store(y, c, activate(parts[0] * T.float32(1 / m.pixels), m.activation, 1), 1)
+
+
 def mean(m: Mean):
     """x (channels, pixels) -> y (channels): the mean of every map."""
-    width = min(m.lanes, 1 << (m.pixels.bit_length() - 1))
+    width = m.lanes if m.pixels > m.lanes else 1
     whole = m.pixels // width
 
     def body(x, y):
         with T.parallel(m.channels) as c:
+            if width == 1:
+                _average(m, [x[c * m.pixels + i] for i in range(m.pixels)], y, c)
+                return
             sums = T.alloc_buffer((m.lanes,), "float32", scope="local")
             store(sums, 0, load(x, c * m.pixels, width), width)
             if whole > 1:
@@ -218,8 +279,6 @@ def mean(m: Mean):
                     more = load(x, c * m.pixels + (i + 1) * width, width)
                     store(sums, 0, load(sums, 0, width) + more, width)
             parts = [sums[i] for i in range(width)] + [x[c * m.pixels + i] for i in range(whole * width, m.pixels)]
-            while len(parts) > 1:  # in pairs: neither a long chain of additions nor its rounding
-                parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
-            store(y, c, activate(parts[0] * T.float32(1 / m.pixels), m.activation, 1), 1)
+            _average(m, parts, y, c)
 
     return kernel([("x", m.channels * m.pixels, "float32"), ("y", m.channels, "float32")], body)

@@ -8,6 +8,7 @@ No vector needs a mask: where a run does not divide, its last vector starts earl
 where a row is shorter than a vector do vectors run across the gap between rows; those lanes are computed and not stored.
 """
 
+import itertools
 from dataclasses import dataclass
 
 
@@ -44,7 +45,7 @@ def deal(items: list, most: int) -> list[list]:
     """`items` in as few runs of at most `most` as possible, of nearly equal length."""
     count = -(-len(items) // most)
     cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [items[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def _across_rows(first: int, rows: int, columns: int, stride: int, lanes: int) -> list[Vector]:
@@ -96,7 +97,7 @@ def plan(rows: int, columns: int, stride: int, lanes: int, per_tile: int) -> tup
     lines = _lines(rows, columns, stride, lanes)
     widest = max(map(len, lines))
     if widest <= per_tile:
-        tiles = [sum(some, []) for some in deal(lines, per_tile // widest)]
+        tiles = [list(itertools.chain(*some)) for some in deal(lines, per_tile // widest)]
     else:
         tiles = [tile for line in lines for tile in deal(line, per_tile)]
     bands: dict[tuple, list] = {}
