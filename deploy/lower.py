@@ -126,6 +126,9 @@ def _layer_row(node: Conv, site: Site, pattern, choice: Choice) -> dict:
 def _window(p: Program, node: Window, inputs: list):
     batch, channels = p.map(node.inputs[0])[:2]
     m, shape = p.machine, _planes(p, node, node.kernel)
+    if node.kind == "conv" and planes.together(shape, channels, m.lanes):
+        spec, constants = planes.small(shape, batch, node.weight, node.bias, node.activation, m.lanes)
+        return p.call(planes.small_window, spec, [inputs[0], *constants], p.size(node.output))
     bands = plan(shape.out_rows, shape.out_columns, shape.width, m.lanes, m.accumulators // 3)
     spec = planes.Window(node.kind, batch, channels, shape, bands, node.activation, m.lanes)
     weights = [np.ascontiguousarray(node.weight.reshape(-1)), node.bias] if node.kind == "conv" else []

@@ -6,6 +6,7 @@ and column), so that each tap becomes a constant offset and consecutive outputs 
 
 from dataclasses import dataclass
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from .emit import Activation, activate, kernel, load, over, pick, splat, store
@@ -203,32 +204,49 @@ class Small:
     batch: int
     channels: int
     pixels: tuple[int, int]  # of an input and of an output map
-    together: int
+    together: int  # a power of two
     taps: tuple[tuple[int, ...], ...]  # for each tap and output pixel, the input pixel it reads (any one, if none)
     activation: Activation
     lanes: int
 
 
-def small_taps(p: Planes) -> tuple[tuple[int, ...], np.ndarray]:
-    """For every tap that ever meets a pixel: its number, the pixel read by each output pixel, and where it meets one."""
-    taps, reads, meets = [], [], []
+def together(p: Planes, channels: int, lanes: int) -> int:
+    """How many channels to treat at once; 0 if the maps are too large, or would leave lanes empty."""
+    before, after = p.rows * p.columns, p.out_rows * p.out_columns
+    if after > lanes or after & (after - 1):
+        return 0
+    most = min(lanes // after, channels)
+    while most and most * before > 4 * lanes:
+        most //= 2
+    return 1 << (most.bit_length() - 1) if most else 0
+
+
+def small(p: Planes, batch: int, weight, bias, activation: Activation, lanes: int) -> tuple[Small, list[np.ndarray]]:
+    """The geometry, and the constants that `small_window` reads: first channels, weights and biases of every lane."""
+    channels, after = len(weight), p.out_rows * p.out_columns
+    taps, reads = [], []
     for tap in range(p.kernel[0] * p.kernel[1]):
         ky, kx = divmod(tap, p.kernel[1])
         rows = np.arange(p.out_rows)[:, None] * p.stride[0] + ky * p.dilation[0] - p.pad[0]
         columns = np.arange(p.out_columns) * p.stride[1] + kx * p.dilation[1] - p.pad[1]
         inside = ((rows >= 0) & (rows < p.rows) & (columns >= 0) & (columns < p.columns)).reshape(-1)
         if inside.any():
-            taps.append(tap)
+            taps.append(weight.reshape(channels, -1)[:, tap, None] * inside)
             reads.append(tuple(np.where(inside, (rows * p.columns + columns).reshape(-1), 0).tolist()))
-            meets.append(inside)
-    return taps, tuple(reads), np.array(meets)
+    count = together(p, channels, lanes)
+    firsts = np.array([at for at, _ in pieces(channels, count)], np.int32)
+    some = firsts[:, None] + np.arange(count)  # (groups, together)
+    weights = np.stack(taps, 1)[some].transpose(0, 2, 1, 3)  # (groups, taps, together, pixels)
+    biases = np.repeat(bias[some], after, axis=1)
+    spec = Small(batch, channels, (p.rows * p.columns, after), count, tuple(reads), activation, lanes)
+    return spec, [firsts, *(np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weights, biases))]
 
 
 def small_window(s: Small):
     """Each tap is one shuffle of the maps and one multiplication by weights that are zero where the tap leaves the map."""
     before, after = s.pixels
     width, runs = s.together * after, pieces(s.together * before, s.lanes)
-    starts = [at for at, _ in pieces_exactly(s.channels, s.together)]
+    starts = [at for at, _ in pieces(s.channels, s.together)]
 
     def body(x, firsts, weight, bias, y):
         with T.parallel(s.batch * len(starts)) as task:
