@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Activation, activate, kernel, load, over, splat, store
+from .emit import Activation, activate, kernel, load, over, splat, store, tasks
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def affine(a: Affine):
             over(pixels, a.lanes, vector)
 
         if isinstance(a.scale, int) or isinstance(a.shift, int):
-            with T.parallel(a.channels) as c:
+            with tasks(a.channels, a.channels * (10 + a.pixels / 4)) as c:
                 channel(c, a.pixels)
         else:
             channel(0, a.channels * a.pixels)
@@ -73,7 +73,7 @@ def move(m: Move):
                 store(y, write, T.if_then_else(_all(inside), value, T.float32(m.fill)) if inside else value, 1)
                 return
             start, step, length = m.starts[depth], m.steps[depth], m.source[depth]
-            with (T.serial if depth else T.parallel)(m.target[depth]) as i:
+            with tasks(m.target[depth], 0 if depth else _product(m.target) * 2) as i:
                 at = start + i * step
                 tests = [at >= 0] if start < 0 else []
                 if start + (m.target[depth] - 1) * step >= length:
@@ -110,7 +110,7 @@ class Concat:
 def concat(c: Concat):
     def body(*buffers):
         *inputs, y = buffers
-        with T.parallel(c.outer) as i:
+        with tasks(c.outer, c.outer * sum(c.runs) / 4) as i:
             first = 0
             for x, run in zip(inputs, c.runs, strict=True):
 

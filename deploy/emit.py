@@ -18,6 +18,14 @@ def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable):
     return builder.get()
 
 
+WORTH_SHARING = 6000  # cycles of work from which on a second thread gains more than the fork and join cost
+
+
+def tasks(count: int, cycles: float):
+    """A loop over tasks that take `cycles` together, shared by the threads if that pays."""
+    return (T.parallel if cycles > WORTH_SHARING and count > 1 else T.serial)(count)
+
+
 def load(buffer, at, lanes: int):
     return buffer[at] if lanes == 1 else buffer[T.ramp(at, 1, lanes)]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Activation, activate, branch, kernel, load, pick, splat, store
+from .emit import Activation, activate, branch, kernel, load, pick, splat, store, tasks
 from .tiles import Band, pieces
 
 
@@ -37,6 +37,7 @@ class Gemm:
     activation: Activation = None
     residual: bool = False
     lanes: int = 16
+    cycles: float = 1e9  # about what it takes on one thread
 
     @property
     def groups(self) -> int:
@@ -59,7 +60,7 @@ def _buffers(g: Gemm) -> list[tuple[str, int, str]]:
 
 def _tasks(g: Gemm, body) -> None:
     """One parallel task for every image, tile and group."""
-    with T.parallel(g.batch * g.tiles * g.groups) as task:
+    with tasks(g.batch * g.tiles * g.groups, g.cycles) as task:
         inner = g.tiles if g.rows_first else g.groups
         a, b = T.bind(task % inner), T.bind(task // inner % (g.tiles * g.groups // inner))
         image = T.bind(task // (g.tiles * g.groups)) if g.batch > 1 else 0

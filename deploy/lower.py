@@ -103,6 +103,7 @@ def _conv(p: Program, node: Conv, inputs: list):
     spec = kernels.Gemm(
         batch, site.rows, choice.group, len(packed.offset), choice.sparse, channels * each, total, site.pixels, bands,
         choice.unroll, packed.weight.nbytes > 4 * channels * each, node.activation, len(inputs) > 1, m.lanes,
+        round(batch * choice.cycles),
     )  # fmt: skip
     arguments = [x, packed.weight, packed.offset, packed.pointer, packed.bias, _starts(bands), *inputs[1:]]
     p.layers.append(_layer_row(node, site, pattern, choice))

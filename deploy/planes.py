@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Activation, activate, kernel, load, over, pick, splat, store
+from .emit import Activation, activate, kernel, load, over, pick, splat, store, tasks
 from .tiles import Band, pieces
 
 LOWEST = -3.4028234663852886e38  # what a maximum starts from, and what pads its borders
@@ -128,7 +128,7 @@ def spread(s: Spread):
     p = s.planes
 
     def body(x, y):
-        with T.parallel(s.channels) as c:
+        with tasks(s.channels, s.total / 4) as c:
             _spread_channel(p, x, c * (p.rows * p.columns), y, c * p.size, 0.0, s.lanes)
 
     return kernel([("x", s.channels * p.rows * p.columns, "float32"), ("y", s.total, "float32")], body)
@@ -155,7 +155,7 @@ def window(w: Window):
 
     def body(x, starts, *rest):
         y = rest[-1]
-        with T.parallel(w.batch * w.channels) as c:
+        with tasks(w.batch * w.channels, w.batch * w.channels * (50 + p.size * (taps + 6) / w.lanes)) as c:
             plane = T.alloc_buffer((p.size + w.lanes,), "float32")
             _spread_channel(p, x, c * (p.rows * p.columns), plane, 0, fill, w.lanes)
             channel = T.bind(c % w.channels)
@@ -249,7 +249,7 @@ def small_window(s: Small):
     starts = [at for at, _ in pieces(s.channels, s.together)]
 
     def body(x, firsts, weight, bias, y):
-        with T.parallel(s.batch * len(starts)) as task:
+        with tasks(s.batch * len(starts), s.batch * len(starts) * (20 + 2 * len(s.taps))) as task:
             number = T.bind(task % len(starts))
             channel = T.bind(task // len(starts) * s.channels + firsts[number])
             maps = [T.bind(load(x, channel * before + at, lanes)) for at, lanes in runs]
@@ -286,7 +286,7 @@ def mean(m: Mean):
     whole = m.pixels // width
 
     def body(x, y):
-        with T.parallel(m.channels) as c:
+        with tasks(m.channels, m.channels * (10 + m.pixels)) as c:
             if width == 1:
                 _average(m, [x[c * m.pixels + i] for i in range(m.pixels)], y, c)
                 return
