@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
         rate=partial(rate, options),
         make_optimizer=lambda parameters: OPTIMIZERS[options.optimizer](parameters, options),
         label_smoothing=options.label_smoothing,
+        amp=options.amp,
     )
     if state:
         run.load_state_dict(state)

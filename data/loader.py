@@ -119,7 +119,10 @@ class FolderLoader(Loader):
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         self._plan = plan
-        yield from self._loader
+        try:
+            yield from self._loader
+        except ValueError as error:  # a worker's comes wrapped in its whole traceback
+            raise ValueError(str(error).rstrip().splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
 class _Plan:

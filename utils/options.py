@@ -61,6 +61,7 @@ class Options:
     momentum: float = option(0.9, "of sgd")
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float = option(4e-5, "on all parameters")
+    amp: bool = option(False, "train in bfloat16 where that is safe (autocast); evaluation stays in float32")
     label_smoothing: float = option(0.0, "share of the target spread over all classes", "--label-smoothing")
 
     def __post_init__(self) -> None:

@@ -56,9 +56,10 @@ class Run:
         rate: Callable[[int, int, int], float],
         make_optimizer: Callable[[list], torch.optim.Optimizer],
         label_smoothing: float = 0.0,
+        amp: bool = False,
     ):
         self.network, self.method, self.loader, self.epochs, self.rate = network, method, loader, epochs, rate
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.amp = label_smoothing, amp
         self.optimizers = method.optimizers(network, make_optimizer)
         self.meter = Meter(loader.device)
         self.iteration = 0
@@ -76,7 +77,9 @@ class Run:
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss of a batch."""
-        logits = self.network(images)
+        with torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
+            logits = self.network(images)
+        logits = logits.float()
         return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def backward(self, loss: Tensor) -> None:
@@ -128,7 +131,7 @@ class Run:
                 optimizer.load_state_dict(saved)
             self.loader.load_state_dict(state["loader"])
             self.iteration, self.best = state["iteration"], state["best"]
-            self.meter.sums.copy_(torch.tensor(state["meter"]))
+            self.meter.sums.copy_(torch.tensor(state["meter"], dtype=torch.float64))
             torch.set_rng_state(state["rng"]["cpu"])
             if "cuda" in state["rng"] and self.loader.device.type == "cuda":
                 torch.cuda.set_rng_state(state["rng"]["cuda"], self.loader.device)

@@ -1,0 +1,338 @@
+"""Masks against published values and by law; the graph; permutation; one contract that every method keeps."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden.fill import fill, golden_input, mask_digest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import models
+import pruning
+from pruning import patterns
+from pruning.graph import Graph
+from pruning.layers import masked_layers
+from pruning.method import relative_error
+from pruning.oneshot import ROWS, rearranged_layers
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
+CASES = [(arch, case) for arch, known in GOLDEN.items() for case in known["masks"]]
+
+
+def sine_weight(O: int, I: int) -> torch.Tensor:
+    """The fact sheet's example: w[o, i] = sin(o * I + i + 1)."""
+    return torch.arange(1, O * I + 1).sin().view(O, I, 1, 1)
+
+
+def mask_of(weight: torch.Tensor, name: str, sort: bool = False, **options) -> list[str]:
+    """Rows of the mask that `name` gives a lone layer, as strings of 0 and 1."""
+    method = pruning.create_method(name, **options)
+    order = patterns.filter_order(weight) if sort else None
+    mask = method._mask(weight, method.pr_target, order, torch.Generator().manual_seed(0))
+    return ["".join(str(int(value)) for value in row) for row in mask.flatten(1)]
+
+
+def filled(arch: str, num_classes: int = 1000) -> nn.Module:
+    network = models.create_model(arch, num_classes)
+    network.load_state_dict({name: fill(name, tuple(t.shape)) for name, t in network.state_dict().items()})
+    return network.eval()
+
+
+def images(size: int = 32, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_by_hand():
+    assert mask_of(sine_weight(8, 4), "block_l1", N=4) == ["1100"] * 4 + ["1001"] * 4
+    rows = mask_of(sine_weight(8, 3), "block_l1", N=2, pr_target=0.4)
+    assert rows == ["110"] * 4 + ["011"] * 4
+
+
+def test_rearranged_blocks_by_hand():
+    assert patterns.filter_order(sine_weight(8, 4)).tolist() == [6, 3, 2, 5, 7, 0, 4, 1]
+    rows = mask_of(sine_weight(8, 4), "block_l1", sort=True, N=4)
+    assert rows == ["1101", "1101", "0010", "0010", "1101", "0010", "0010", "1101"]
+    assert mask_of(sine_weight(8, 3), "block_l1", sort=True, N=2, pr_target=0.4) == ["011"] * 8
+
+
+def test_published_blocks_wrap_around():
+    weight = sine_weight(6, 4)
+    assert mask_of(weight, "block_l1", N=4, blocks="reference") == ["0101", "0101", "0001", "0001", "1011", "1011"]
+    assert patterns.filter_order(weight).tolist() == [3, 2, 5, 0, 4, 1]
+    rows = mask_of(weight, "block_l1", sort=True, N=4, blocks="reference")
+    assert rows == ["0011", "1001", "0110", "0110", "1001", "0011"]
+
+
+def test_aligned_blocks_end_short():
+    groups = patterns.block_groups((6, 2, 1, 1), 4, "aligned")[:, :, 0, 0]
+    assert groups.T.tolist() == [[0, 0, 0, 0, 1, 1], [2, 2, 2, 2, 3, 3]]
+
+
+def test_weights_and_filters_by_hand():
+    weight = sine_weight(8, 4)
+    rows = mask_of(weight, "weight", pr_target=0.3)
+    assert rows == ["1101", "1011", "0111", "1110", "1101", "1011", "0110", "1101"]
+    rows = mask_of(weight, "filter", pr_target=0.3)
+    assert [number for number, row in enumerate(rows) if row == "0000"] == [3, 6]
+
+
+def test_ties_go_by_index():
+    assert mask_of(torch.ones(4, 2, 1, 1), "block_l1", N=2, pr_target=0.5) == ["01"] * 4
+
+
+@pytest.mark.parametrize(("arch", "case"), CASES)
+def test_published_masks(arch: str, case: str):
+    conv_type, N, rate, rearrange, full = case.split("|")
+    known = GOLDEN[arch]["masks"][case]
+    network = filled(arch)
+    pruning.create_method(
+        conv_type,
+        N=int(N[1:]),
+        pr_target=float(rate[1:]),
+        rearrange=rearrange.endswith("True"),
+        full=full.endswith("True"),
+        blocks="reference",
+    ).attach(network)
+    state = network.state_dict()
+    digests = {name: mask_digest(state[f"{name}.mask"]) for name in known["digests"]}
+    assert digests == known["digests"]
+    assert sum(int(layer.mask.sum()) for layer in masked_layers(network).values()) == known["kept"]
+    with torch.no_grad():
+        logits = network.eval()(golden_input()[:1])[0, :6]
+    assert relative_error(logits, torch.tensor(known["logits"])) < 1e-4
+
+
+def test_random_blocks_hit_the_rate_and_published_ones_do_not():
+    weight = torch.randn(64, 64, 1, 1)
+
+    def sparsity(blocks):
+        return 1 - sum(row.count("1") for row in mask_of(weight, "block_random", N=4, blocks=blocks)) / 64**2
+
+    assert sparsity("aligned") == 0.5
+    assert 0.33 < sparsity("reference") < 0.45  # 1 - exp(-1/2) = 0.39
+
+
+shapes = st.tuples(st.integers(1, 20), st.integers(1, 9), st.sampled_from([1, 3]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(shapes, st.sampled_from(sorted(ROWS)), st.integers(1, 8), st.floats(0, 0.99), st.integers(0, 9))
+def test_laws_of_masks(shape, row, N, rate, seed):
+    O, I, k = shape
+    weight = torch.randn(O, I, k, k, generator=torch.Generator().manual_seed(seed))
+    method = pruning.create_method(row, N=N, pr_target=rate)
+    generator = torch.Generator().manual_seed(seed)
+    mask = method._mask(weight, rate, None, generator)
+    groups = ROWS[row].groups((O, I, k, k), N, "aligned")
+    count = int(groups.max()) + 1
+    kept = torch.zeros(count).scatter_reduce(0, groups.flatten(), mask.flatten(), "amax")
+    assert torch.equal(kept[groups], mask), "a group lives or dies as a whole"
+    assert int(kept.sum()) == count - int(count * rate), "exactly as many go as asked"
+    if not ROWS[row].random:
+        score = patterns.magnitude(weight, groups)
+        if 0 < kept.sum() < count:
+            assert score[kept == 0].max() <= score[kept == 1].min(), "the smallest go"
+        assert torch.equal(method._mask(weight * mask, rate, None, generator), mask), "pruning twice changes nothing"
+        less = method._mask(weight, rate / 2, None, generator)
+        assert (less >= mask).all(), "a lower rate prunes a subset"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), st.integers(0, 9))
+def test_gathering_makes_scattered_blocks_rows(O, I, N, seed):
+    weight = torch.randn(O, I, 1, 1, generator=torch.Generator().manual_seed(seed))
+    method = pruning.create_method("block_l1", N=N, pr_target=0.5, rearrange=True)
+    pruned = weight * method._mask(weight, 0.5, patterns.filter_order(weight), torch.Generator())
+    order = patterns.gathering_order(pruned, N)
+    assert sorted(order.tolist()) == list(range(O))
+    if O % N == 0:
+        assert patterns.blocks_intact(pruned[order], N)
+
+
+# --- structure --------------------------------------------------------------------------------------------------------
+
+# The fact sheet's appendix: which layers are sorted (R), by index in walk order.
+SORTED = {
+    "mobilenet_v1": set(range(14)),
+    "mobilenet_v2": {*range(1, 34, 2)},
+    "mobilenet_v3_small": {3, 5, 7, 11, 15, 19, 23, 27, 31, 35, 39, 41},
+    "mobilenet_v3_large": {1, 3, 5, 9, 13, 17, 19, 21, 23, 25, 29, 33, 37, 41, 45, 47},
+}
+LAYERS = {"mobilenet_v1": 14, "mobilenet_v2": 35, "mobilenet_v3_small": 42, "mobilenet_v3_large": 48, "resnet50": 53}
+
+
+@pytest.mark.parametrize("arch", LAYERS)
+def test_published_walk(arch: str):
+    graph = Graph(models.create_model(arch))
+    names = list(graph.masked_layers())
+    assert len(names) == LAYERS[arch]
+    chosen = {number for number, name in enumerate(names) if name in rearranged_layers(graph)}
+    wanted = SORTED.get(arch, {number for number, name in enumerate(names) if not name.endswith("conv3")})
+    assert chosen == wanted
+
+
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    {
+        "mobilenet_v1": {"classifier.0"},
+        "mobilenet_v2": {"classifier.1"},
+        "mobilenet_v3_large": {"classifier.0", "classifier.3"},
+        "resnet50": {"fc"},
+        "resnet20": {"linear"},
+        "vgg16_bn": {"classifier"},
+    }.items(),
+)
+def test_classifiers_are_found_by_structure(arch: str, head: set[str]):
+    assert Graph(models.create_model(arch, 10)).head == head
+
+
+def test_unknown_networks_sort_only_what_is_free():
+    graph = Graph(models.create_model("resnet20", 10))
+    assert rearranged_layers(graph) == {name for name in graph.layers if name.endswith("conv1") and "." in name}
+    graph = Graph(models.create_model("vgg16_bn", 10))
+    assert rearranged_layers(graph) == graph.masked_layers().keys() - {"classifier"}
+
+
+class Shared(nn.Module):
+    """One convolution used twice, a concatenation, and control flow on shapes only."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.twice(self.twice(x))
+        return self.last(torch.cat([x, y], 1)).mean((2, 3)).view(x.size(0), -1)
+
+
+def test_what_is_not_understood_is_not_permuted():
+    graph = Graph(Shared())
+    assert graph.output["twice"].fixed
+    assert "operator cat" in graph.output["stem"].fixed
+    assert "the logits" in graph.output["last"].fixed
+    assert graph.stem == {"stem"}
+
+
+def test_networks_that_cannot_be_traced_are_refused_in_one_line():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match="cannot trace Branching") as error:
+        Graph(Branching())
+    assert "\n" not in str(error.value)
+
+
+# --- the contract of all methods ------------------------------------------------------------------------------------
+
+NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "resnet50", "resnet20", "vgg16_bn")
+
+
+@pytest.mark.parametrize("name", [name for name in pruning.METHODS if name != "dense"])
+def test_attach_adds_masks_and_finish_folds_them(name: str):
+    network = filled("mobilenet_v3_small", 10)
+    keys = set(network.state_dict())
+    method = pruning.create_method(name, N=4, pr_target=0.5)
+    method.attach(network)
+    state = network.state_dict()
+    assert {key.rsplit(".", 1)[1] for key in state.keys() - keys} == {"mask"}
+    for key in state.keys() - keys:
+        weight = state[key.removesuffix("mask") + "weight"]
+        assert state[key].shape == weight.shape
+        assert not weight[state[key] == 0].any(), "a pruned weight is zero in every checkpoint"
+    kept = pruning.finish(method, network, images(64))
+    assert set(network.state_dict()) == keys
+    assert not masked_layers(network)
+    rates = {layer["rate"] for layer in kept.values()}
+    assert rates == {0.0, 0.5}
+
+
+def test_dense_is_a_method_that_does_nothing():
+    network = filled("resnet20", 10)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    method = pruning.create_method("DenseConv", N=4, pr_target=0.9)
+    method.attach(network)
+    assert pruning.finish(method, network, images()) == {}
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_rearranged_blocks_become_rows_and_the_function_stays(arch: str):
+    network = filled(arch, 16)
+    size = 32 if arch in ("resnet20", "vgg16_bn") else 64
+    method = pruning.create_method("block_l1", N=4, pr_target=0.5, rearrange=True)
+    method.attach(network)
+    kept = pruning.finish(method, network, images(size))
+    lengths = {name: layer["N"] for name, layer in kept.items() if layer["rate"]}
+    changed = copy.deepcopy(network)
+    fixed = pruning.gather_blocks(changed, lengths)
+    with torch.no_grad():
+        assert relative_error(changed(images(size)), network(images(size))) < 1e-4
+    layers = dict(changed.named_modules())
+    scattered = {name for name, N in lengths.items() if not patterns.blocks_intact(layers[name].weight, N)}
+    assert scattered == fixed.keys(), "what is not consecutive is said"
+    if arch == "resnet50":
+        assert scattered == {name for name in lengths if "downsample" in name}
+    elif "v3" in arch:
+        assert all(".fc.2" in name for name in scattered)
+    else:
+        assert not scattered
+
+
+def test_training_moves_kept_weights_as_masked_forward_would():
+    """Holding zeros in the weight equals `mask * weight` in the forward pass, momentum and decay included."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    naive = copy.deepcopy(layer)
+    method = pruning.create_method("block_l1", N=2, pr_target=0.5)
+    method.attach(layer)
+    mask = layer[1].mask
+
+    class Stub:
+        network = layer
+
+    ours = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
+    theirs = torch.optim.SGD(naive.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
+    for step in range(5):
+        x = torch.randn(4, 3, 8, 8)
+        ours.zero_grad()
+        layer(x).square().sum().backward()
+        ours.step()
+        method.after_update(Stub)
+        theirs.zero_grad()
+        hidden = nn.functional.conv2d(naive[0](x), naive[1].weight * mask, naive[1].bias)
+        naive[4](hidden.mean((2, 3))).square().sum().backward()
+        theirs.step()
+        assert torch.allclose(layer[1].weight, naive[1].weight * mask, atol=1e-6), step
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "nonsense"}, "unknown method 'nonsense': one of dense"),
+        ({"name": "block_l1", "pr_target": 1.0}, "--pr_target 1.0"),
+        ({"name": "block_l1", "pr_target": -0.1}, "--pr_target -0.1"),
+        ({"name": "block_l1", "N": 0}, "--N 0"),
+        ({"name": "block_l1", "N": 5000}, "--N 5000: longer than the widest layer"),
+        ({"name": "block_l1", "N": 7, "blocks": "reference"}, "--N 7: does not divide"),
+        ({"name": "block_l1", "blocks": "round"}, "--blocks round: one of aligned, reference"),
+        ({"name": "filter", "rearrange": True}, "--rearrange: means nothing for filter"),
+        ({"name": "block_l1", "speed": 3}, "no pruning method has an option speed"),
+    ],
+)
+def test_mistakes_are_told_in_the_users_words(options: dict, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        pruning.create_method(**options).check(models.create_model("mobilenet_v2"))
+    assert "\n" not in str(error.value)

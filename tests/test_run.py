@@ -1,0 +1,215 @@
+"""The road end to end, and what happens when it is interrupted or asked for the impossible."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden.fill import fill, mask_digest
+
+import imagenet
+import models
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
+DIGITS = ["--arch", "resnet20", "--data_set", "digits", "--image_size", "16", "--train_batch_size", "64", "--lr", "0.1"]
+BLOCKS = ["--conv_type", "BlockL1Conv", "--N", "4", "--pr_target", "0.5", "--rearrange"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "imagenet.py"), *map(str, arguments)]
+
+
+def records(job_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (job_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_state(a: Path, b: Path) -> bool:
+    a, b = torch.load(a)["state_dict"], torch.load(b)["state_dict"]
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Path:
+    """A trained dense network's job_dir."""
+    job_dir = tmp_path_factory.mktemp("dense")
+    imagenet.main([*DIGITS, "--conv_type", "DenseConv", "--num_epochs", "4", "--job_dir", str(job_dir)])
+    return job_dir
+
+
+@pytest.fixture(scope="module")
+def pruned(dense: Path, tmp_path_factory) -> Path:
+    job_dir = tmp_path_factory.mktemp("pruned")
+    start = ["--pretrained_model", str(dense / "checkpoint" / "final.pt")]
+    imagenet.main([*DIGITS, *BLOCKS, *start, "--num_epochs", "3", "--export_onnx", "--job_dir", str(job_dir)])
+    return job_dir
+
+
+def test_a_run_leaves_what_it_promises(pruned: Path):
+    files = {path.relative_to(pruned).as_posix() for path in pruned.rglob("*") if path.is_file()}
+    promised = {"run.json", "metrics.jsonl", "summary.json", "summary.md", "summary.png", "model.onnx", "inputs.npy"}
+    promised |= {f"checkpoint/{name}.pt" for name in ("last", "best", "final")}
+    assert promised <= files
+    assert any(name.startswith("tensorboard/events") for name in files)
+    summary = json.loads((pruned / "summary.json").read_text())
+    accuracy = summary["accuracy"]
+    assert accuracy["dense"]["top1"] > 80
+    assert accuracy["tuned"]["top1"] > accuracy["pruned"]["top1"]
+    assert {layer["sparsity"] for layer in summary["layers"] if layer.get("rate")} == {0.5}
+    lines = records(pruned)
+    assert [(line["epoch"], line["split"]) for line in lines[:4]] == [
+        (0, "dense"),
+        (0, "pruned"),
+        (1, "train"),
+        (1, "val"),
+    ]
+    assert {"loss", "top1", "top5", "lr", "images_per_second"} <= lines[2].keys()
+    run = json.loads((pruned / "run.json").read_text())
+    assert run["options"]["N"] == 4
+    assert run["versions"]["torch"]
+
+
+def test_the_exported_blocks_are_rows_and_the_outputs_the_networks(pruned: Path):
+    import onnx
+    import onnxruntime
+
+    from pruning.patterns import blocks_intact
+
+    tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(pruned / "model.onnx").graph.initializer]
+    weights = [torch.tensor(tensor) for tensor in tensors if tensor.ndim == 4]
+    sparse = [weight for weight in weights if (weight == 0).float().mean() > 0.4]
+    assert len(sparse) == 18
+    assert all(blocks_intact(weight, 4) for weight in sparse)
+    network = models.create_model("resnet20", 10)
+    models.load_checkpoint(network, pruned / "checkpoint" / "final.pt")
+    images = np.load(pruned / "inputs.npy")
+    outputs = onnxruntime.InferenceSession(str(pruned / "model.onnx")).run(None, {"images": images})[0]
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(images)).numpy()
+    assert np.abs(outputs - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_evaluate_tells_the_same_accuracy_from_masked_and_folded_files(pruned: Path, capsys):
+    for name in ("last.pt", "final.pt"):
+        imagenet.main([*DIGITS, "--evaluate", str(pruned / "checkpoint" / name)])
+    figures = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines() if "top-1" in line]
+    top1 = json.loads((pruned / "summary.json").read_text())["accuracy"]["tuned"]["top1"]
+    assert figures[0] == figures[1]
+    assert f"top-1 {top1:.2f}" in figures[0]
+
+
+def test_zero_epochs_write_the_published_masks(tmp_path):
+    network = models.create_model("mobilenet_v2")
+    torch.save({name: fill(name, tuple(t.shape)) for name, t in network.state_dict().items()}, tmp_path / "filled.pt")
+    arguments = ["--arch", "mobilenet_v2", "--data_set", "fake", "--image_size", "32", *BLOCKS, "--num_epochs", "0"]
+    imagenet.main([*arguments, "--pretrained_model", str(tmp_path / "filled.pt"), "--job_dir", str(tmp_path)])
+    state = torch.load(tmp_path / "checkpoint" / "last.pt")["state_dict"]
+    known = GOLDEN["mobilenet_v2"]["masks"]["BlockL1Conv|N4|p0.5|rearrange=True|full=False"]["digests"]
+    assert {name: mask_digest(state[f"{name}.mask"]) for name in known} == known
+
+
+def test_killed_and_resumed_runs_end_with_the_same_weights(dense: Path, pruned: Path, tmp_path):
+    """SIGKILL at chance moments, then SIGTERM in the middle of an epoch, resumed each time by the same command."""
+    start = ["--pretrained_model", dense / "checkpoint" / "final.pt"]
+    arguments = command(*DIGITS, *BLOCKS, *start, "--num_epochs", 3, "--job_dir", tmp_path, "--resume")
+    last = tmp_path / "checkpoint" / "last.pt"
+    for number, signal_sent in enumerate((signal.SIGKILL, signal.SIGTERM)):
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        seen = last.stat().st_mtime_ns if last.exists() else 0
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == seen):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.05 * number)
+        process.send_signal(signal_sent)
+        status = process.wait()
+        assert status in ((-9, 0), (143, 0))[number], "asked to stop, it saves and says so"
+    imagenet.main(arguments[2:])
+    assert same_state(tmp_path / "checkpoint" / "final.pt", pruned / "checkpoint" / "final.pt")
+
+    def curve(job_dir):
+        return [{k: v for k, v in line.items() if k != "images_per_second"} for line in records(job_dir)]
+
+    assert curve(tmp_path) == curve(pruned)
+
+
+def test_a_new_run_moves_the_old_checkpoints_aside(dense: Path, tmp_path):
+    arguments = [*DIGITS, "--conv_type", "DenseConv", "--num_epochs", "0", "--job_dir", str(tmp_path)]
+    imagenet.main(arguments)
+    before = (tmp_path / "checkpoint" / "last.pt").read_bytes()
+    imagenet.main([*arguments, "--seed", "1"])
+    assert (tmp_path / "checkpoint.1" / "last.pt").read_bytes() == before
+
+
+def test_resume_refuses_another_run(pruned: Path):
+    arguments = [*DIGITS, *BLOCKS, "--num_epochs", "3", "--job_dir", str(pruned), "--resume", "--N", "8"]
+    with pytest.raises(ValueError, match=r"--resume: .*last\.pt was made with --N 4 \(now 8\)"):
+        imagenet.main(arguments)
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    arguments = [*DIGITS, "--conv_type", "DenseConv", "--job_dir", str(tmp_path), "--num_epochs", "2"]
+    with pytest.raises(ValueError, match=r"the loss of iteration \d+ is (nan|inf)"):
+        imagenet.main([*arguments, "--lr", "1e30"])
+    assert not (tmp_path / "checkpoint" / "last.pt").exists()
+
+
+def test_mixed_precision_trains(tmp_path):
+    imagenet.main([*DIGITS, "--conv_type", "DenseConv", "--amp", "--num_epochs", "2", "--job_dir", str(tmp_path)])
+    lines = [line for line in records(tmp_path) if line["split"] == "train"]
+    assert lines[1]["loss"] < lines[0]["loss"]
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def broken_files(folder: Path, dense: Path) -> dict[str, Path]:
+    whole = (dense / "checkpoint" / "final.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "garbage.pt").write_bytes(b"not a checkpoint")
+    torch.save({"state_dict": Bomb()}, folder / "bomb.pt")
+    return {name: folder / f"{name}.pt" for name in ("truncated", "garbage", "bomb")}
+
+
+def test_broken_checkpoints_are_one_line(dense: Path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, path in broken_files(tmp_path, dense).items():
+        with pytest.raises(ValueError, match=str(path)) as error:
+            imagenet.main([*DIGITS, "--evaluate", str(path)])
+        assert "\n" not in str(error.value), name
+    assert not (tmp_path / "exploded").exists()
+    with pytest.raises(ValueError, match="resnet20") as error:
+        imagenet.main(["--arch", "resnet32", *DIGITS[2:], "--evaluate", str(dense / "checkpoint" / "final.pt")])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "alexnet"], "unknown network 'alexnet': choose one of mobilenet_v1"),
+        (["--data_set", "mnist"], "unknown data set 'mnist'"),
+        (["--conv_type", "MagicConv"], "unknown method 'MagicConv'"),
+        (["--N", "9999"], "--N 9999: longer than the widest layer"),
+        (["--pr_target", "1"], "--pr_target 1.0: a rate in"),
+        (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        imagenet.main(arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_exits_with_status_2_and_no_traceback():
+    done = subprocess.run(command("--pr_target", "1.5"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "imagenet.py: --pr_target 1.5: a rate in [0, 1)\n"
+    assert done.stdout == ""

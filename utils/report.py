@@ -1,0 +1,160 @@
+"""What a run reports: `summary.md`, tables and the figure, all drawn from `summary.json` and `deploy.json`."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from utils.count import Cost
+from utils.files import atomic, save_json, save_text
+
+STAGES = {"dense": "dense", "pruned": "pruned, before training", "tuned": "after training"}
+RUNTIMES = {
+    "onnxruntime_dense": "ONNX Runtime, dense",
+    "tvm_dense": "TVM, dense",
+    "tvm_sparse": "TVM, block-sparse",
+}
+Rows = list[list[str]]
+
+
+def screen() -> Console:
+    """Where lines and tables go: as wide as the terminal, or wide where there is none."""
+    settings = {"soft_wrap": True, "highlight": False, "markup": False}
+    console = Console(**settings)
+    return console if console.is_terminal else Console(**settings, width=160)
+
+
+def save_summary(job_dir: Path, facts: dict, costs: dict[str, Cost], kept: dict[str, dict], fixed: dict[str, str]):
+    """Write `summary.json`.
+
+    Args:
+        facts: arch, method, data_set, accuracy by stage, totals, ...
+        costs: of every layer of the finished network.
+        kept: what `Method.finish` returned.
+        fixed: layer name -> why its blocks are not consecutive rows of the ONNX file.
+    """
+    layers = []
+    for name, cost in costs.items():
+        own = kept.get(name, {})
+        notes = [own.get("note"), name in fixed and f"blocks not consecutive in ONNX: order fixed by {fixed[name]}"]
+        got = {"sparsity": 1 - cost.density, "macs": cost.macs, "macs_kept": cost.macs_kept}
+        got |= {"parameters": cost.parameters, "parameters_kept": cost.parameters - cost.zeros}
+        layers.append({"name": name, "shape": list(cost.shape), **own, **got, "note": "; ".join(filter(None, notes))})
+    save_json(job_dir / "summary.json", facts | {"layers": layers})
+
+
+def write(job_dir: Path, console: Console) -> None:
+    """Write `summary.md` and `summary.png` of `job_dir` from its `summary.json` and, if there, `deploy/deploy.json`."""
+    summary = json.loads((job_dir / "summary.json").read_text())
+    deploy = job_dir / "deploy" / "deploy.json"
+    latency = json.loads(deploy.read_text()) if deploy.exists() else None
+    head, layers = overview(summary, latency), layer_rows(summary)
+    title = f"{summary['arch']} on {summary['data_set']}: {summary['method']}"
+    text = f"# {title}\n\n{markdown(head)}\n## Layers\n\n{markdown(layers)}"
+    save_text(job_dir / "summary.md", text)
+    show(head, title, console)
+    draw(summary, latency, job_dir / "summary.png")
+    console.print(f"written: {job_dir}/summary.md, summary.png")
+
+
+def overview(summary: dict, latency: dict | None) -> Rows:
+    """The few rows that matter; the first is the header."""
+    totals, rows = summary["totals"], [["", "value", ""]]
+    for stage, label in STAGES.items():
+        figures = summary["accuracy"].get(stage)
+        if figures:
+            rows.append([f"top-1, {label}", f"{figures['top1']:.2f} %", f"top-5 {figures['top5']:.2f} %"])
+    rows.append(["sparsity of weights", f"{100 * totals['sparsity']:.1f} %", "of convolutions and linear layers"])
+    for key, label in (("macs", "multiply-adds"), ("parameters", "parameters")):
+        kept, total = totals[f"{key}_kept"], totals[key]
+        rows.append([label, f"{kept / 1e6:.2f} M", f"of {total / 1e6:.2f} M ({100 * kept / total:.1f} %)"])
+    if latency:
+        dense = latency["latency_ms"]["onnxruntime_dense"]["median"]
+        threads = f"{latency['threads']} thread{'s' * (latency['threads'] > 1)}, batch {latency['batch']}"
+        for runtime, label in RUNTIMES.items():
+            median = latency["latency_ms"][runtime]["median"]
+            rows.append([f"latency, {label}", f"{median:.3f} ms", f"{dense / median:.2f} x ({threads})"])
+        error = latency["max_relative_error"]
+        rows.append(["library against the network", f"{error:.1e}", "largest relative difference of outputs"])
+    return rows
+
+
+def layer_rows(summary: dict) -> Rows:
+    """One row a convolution or linear layer, in the order of computation; the first row is the header."""
+    header = ["layer", "shape", "pattern", "rate asked", "got", "multiply-adds kept", "parameters kept", "note"]
+    rows = [header]
+    for layer in summary["layers"]:
+        rows.append(
+            [
+                layer["name"],
+                "x".join(map(str, layer["shape"])),
+                layer.get("pattern", "dense"),
+                f"{100 * layer['rate']:.1f} %" if "rate" in layer else "",
+                f"{100 * layer['sparsity']:.1f} %",
+                f"{layer['macs_kept']:,} of {layer['macs']:,}",
+                f"{layer['parameters_kept']:,} of {layer['parameters']:,}",
+                layer.get("note", ""),
+            ]
+        )
+    return rows
+
+
+def markdown(rows: Rows) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines) + "\n"
+
+
+def show(rows: Rows, title: str, console: Console) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, header in enumerate(rows[0]):
+        table.add_column(header, justify="right" if number == 1 else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def draw(summary: dict, latency: dict | None, path: Path) -> None:
+    """A figure: accuracy by stage, latency by runtime if measured, and what every layer kept."""
+    from matplotlib.figure import Figure
+
+    blue, orange, grey = "#3b6ea5", "#e08a3c", "#b8bec6"
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.15))
+    figure.suptitle(f"{summary['arch']} on {summary['data_set']}: {summary['method']}")
+
+    accuracy = figure.add_subplot(grid[0, 0])
+    stages = {label: summary["accuracy"][stage] for stage, label in STAGES.items() if summary["accuracy"].get(stage)}
+    bars = accuracy.barh(list(stages), [figures["top1"] for figures in stages.values()], color=blue, height=0.6)
+    accuracy.bar_label(bars, fmt="%.2f", padding=3)
+    accuracy.set(title="accuracy", xlabel="top-1, %", xlim=(0, 112))
+
+    side = figure.add_subplot(grid[0, 1])
+    if latency:
+        medians = [latency["latency_ms"][runtime]["median"] for runtime in RUNTIMES]
+        bars = side.barh(list(RUNTIMES.values()), medians, color=[grey, grey, orange], height=0.6)
+        side.bar_label(bars, fmt="%.3f", padding=3)
+        side.set(title="latency of one batch", xlabel=f"ms, median, {latency['threads']} thread(s)")
+        side.set_xlim(0, 1.2 * max(medians))
+    else:
+        kinds = {"multiply-adds": "macs", "parameters": "parameters"}
+        totals = summary["totals"]
+        kept = [100 * totals[f"{key}_kept"] / totals[key] for key in kinds.values()]
+        bars = side.barh(list(kinds), kept, color=orange, height=0.5)
+        side.bar_label(bars, fmt="%.1f", padding=3)
+        side.set(title="kept", xlabel="%", xlim=(0, 112))
+    for axes in (accuracy, side):
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+
+    layers = figure.add_subplot(grid[1, :])
+    places = range(len(summary["layers"]))
+    layers.bar(places, [layer["macs"] / 1e6 for layer in summary["layers"]], color=grey, label="dense")
+    layers.bar(places, [layer["macs_kept"] / 1e6 for layer in summary["layers"]], color=blue, label="kept")
+    layers.set(title="multiply-adds by layer", xlabel="layer, in order of computation", ylabel="million")
+    layers.margins(x=0.01)
+    layers.spines[["top", "right"]].set_visible(False)
+    layers.legend(frameon=False)
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120)
