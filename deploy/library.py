@@ -34,7 +34,7 @@ def set_threads(threads: int) -> None:
 
 @contextmanager
 def _silence():
-    """Hide what TVM's C++ writes to stderr: a warning for every constant it saves."""
+    """Hide what TVM's C++ writes to stderr: a warning for every constant it saves or loads."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -95,4 +95,5 @@ def load(folder: str | Path) -> Library:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}")
     info = json.loads((folder / DESCRIPTION).read_text())
-    return Library(tvm.runtime.load_module(str(folder / LIBRARY)), info)
+    with _silence():
+        return Library(tvm.runtime.load_module(str(folder / LIBRARY)), info)

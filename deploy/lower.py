@@ -8,7 +8,7 @@ from tvm import relax
 
 from . import elementwise, kernels, planes
 from .blocks import find_blocks, matrix, pack
-from .graph import Affine, Concat, Conv, Graph, Mean, Move, Node, Window
+from .graph import Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
 from .schedule import Choice, Site, choose, plan
 from .targets import Machine
 
@@ -169,7 +169,11 @@ def _concat(p: Program, node: Concat, inputs: list):
     return p.call(elementwise.concat, spec, inputs, p.size(node.output))
 
 
-LOWER = {Conv: _conv, Window: _window, Affine: _affine, Mean: _mean, Move: _move, Concat: _concat}
+def _view(p: Program, node: View, inputs: list):
+    return inputs[0]  # kernels see flat memory
+
+
+LOWER = {View: _view, Conv: _conv, Window: _window, Affine: _affine, Mean: _mean, Move: _move, Concat: _concat}
 
 
 def _reshape(value, shape):

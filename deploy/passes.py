@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .graph import Affine, Conv, Graph, Node, View, Window
+from .graph import Affine, Conv, Graph, Node, Window
 
 
 def _merge(graph: Graph, producer: Node, node: Node, **changes) -> None:
@@ -21,19 +21,6 @@ def _linear(node: Node | None) -> bool:
 
 def _producers(graph: Graph) -> dict[str, Node]:
     return {node.output: node for node in graph.nodes}
-
-
-def forget_views(graph: Graph) -> None:
-    """Kernels see flat memory, so a view is only another name."""
-    for view in [node for node in graph.nodes if isinstance(node, View)]:
-        graph.nodes.remove(view)
-        for node in graph.nodes:
-            swap = {view.output: view.inputs[0]}
-            node.inputs = [swap.get(name, name) for name in node.inputs]
-            if isinstance(node, Affine):
-                node.scale, node.shift = (swap.get(v, v) if isinstance(v, str) else v for v in (node.scale, node.shift))
-        if graph.output == view.output:
-            graph.output = view.inputs[0]
 
 
 def forget_unused(graph: Graph) -> None:
@@ -135,7 +122,6 @@ def fuse_residuals(graph: Graph) -> None:
 
 
 PASSES = [
-    forget_views,
     forget_unused,
     fold_constants,
     join_affines,

@@ -257,7 +257,7 @@ def small_window(s: Small):
             total = load(bias, number * width, width)
             for tap, read in enumerate(s.taps):
                 chosen = [held.index(c * before + pixel) for c in range(s.together) for pixel in read]
-                some = T.Shuffle(maps * -(-width // len(held)), chosen) if width > 1 else x[channel + read[0]]
+                some = T.Shuffle(maps * -(-width // len(held)), chosen) if width > 1 else x[channel * before + read[0]]
                 total = total + load(weight, (number * len(s.taps) + tap) * width, width) * some
             store(y, channel * after, activate(total, s.activation, width), width)
 

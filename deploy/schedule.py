@@ -73,7 +73,7 @@ def _cycles(site: Site, m: Machine, kernel: str, sparse: bool, density: float, g
     return total
 
 
-def _candidates(site: Site, m: Machine, groups: list[int]):
+def candidates(site: Site, m: Machine, groups: list[int]):
     """(kernel, group, vectors, unroll) that fit the registers."""
     for group in groups:
         most = min(8, m.accumulators // group)
@@ -104,7 +104,7 @@ def choose(site: Site, m: Machine, block: int, density: float) -> Choice:
                 unroll,
                 _cycles(site, m, kernel, sparse, density, group, vectors, unroll),
             )
-            for kernel, group, vectors, unroll in _candidates(site, m, groups)
+            for kernel, group, vectors, unroll in candidates(site, m, groups)
         ]
         return min(found, key=lambda c: c.cycles, default=None)
 
