@@ -2,8 +2,9 @@
 
     python model_tune.py --onnx_path job/model.onnx --bsr 4 --bsc 1 --threads 2
 
-Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the outputs
-equal to ONNX Runtime's, times the three side by side, and writes lib.so, deploy.json and deploy.md. Needs no PyTorch.
+Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the
+outputs equal to ONNX Runtime's, times the three side by side, and writes lib.so, deploy.json and deploy.md. Needs no
+PyTorch.
 """
 
 import argparse
@@ -69,9 +70,9 @@ def pictures(options: argparse.Namespace, shape: list[int]) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     try:
         options = parse(argv)
-        from deploy import blocks, compiler, graph, measure, passes, report
+        from deploy import blocks, compiler, measure, passes, reader, report
 
-        network = passes.simplify(graph.read_onnx(options.onnx_path, options.batch))
+        network = passes.simplify(reader.read_onnx(options.onnx_path, options.batch))
         blocks.check(network, options.bsr)
         common = {"target": options.target, "threads": options.threads}
         sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, **common)

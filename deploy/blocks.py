@@ -1,7 +1,7 @@
 """Find 1xN blocks in weights, and lay the kept ones out as the kernels read them.
 
-A weight (O, C, kh, kw) is a matrix of O rows and C * kh * kw columns. Rows are cut into groups of N neighbours (the last may
-be shorter); a block is one column of one group. It is dropped if all its weights are zero.
+A weight (O, C, kh, kw) is a matrix of O rows and C * kh * kw columns. Rows are cut into groups of N neighbours (the
+last may be shorter); a block is one column of one group. It is dropped if all its weights are zero.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def keep_blocks(weight: np.ndarray, block: int) -> np.ndarray:
 
 
 def find_blocks(weight: np.ndarray) -> Pattern:
-    """The pattern with the largest N whose blocks are all or nothing. A dense weight gets the largest N and density 1."""
+    """The pattern with the largest N whose blocks are all or nothing; of a dense weight, density 1."""
     used = int(np.count_nonzero(weight))
     lengths = len(weight)
     for block in SIZES:
@@ -58,10 +58,10 @@ class Packed:
 
 
 def pack(weight, bias, keep: np.ndarray | None, group: int, offsets: np.ndarray, unroll: int) -> Packed:
-    """Pack for groups of `group` rows; `keep` (groups, columns), or None for every column (one list of offsets for all).
+    """Pack for groups of `group` rows; `keep` (groups, columns), or None for every column, with one list of offsets.
 
-    offsets: (columns,) where each column's pixels lie. Every group gets whole steps of `unroll` columns: what is missing is
-    filled with zero weights.
+    offsets: (columns,) where each column's pixels lie. Every group gets whole steps of `unroll` columns: what is
+    missing is filled with zero weights.
     """
     dense = matrix(weight).astype(np.float32)
     groups = -(-len(dense) // group)

@@ -4,9 +4,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from .graph import Graph, read_onnx
+from .graph import Graph
 from .library import Library
 from .passes import simplify
+from .reader import read_onnx
 from .targets import find_machine
 
 
@@ -24,9 +25,9 @@ def compile_onnx(
 ) -> Library:
     """Compile the network in an ONNX file.
 
-    target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch: fixes a
-    batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled sparse.
-    dense: compile every layer dense. ValueError, of one line, for whatever is wrong with these or the file.
+    target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch:
+    fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
+    sparse. dense: compile every layer dense. ValueError, of one line, for whatever is wrong with these or the file.
     """
     graph = simplify(read_onnx(path, batch))
     return compile_graph(graph, path, target, threads, sparsity, dense)

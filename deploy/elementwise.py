@@ -9,7 +9,7 @@ from .emit import Activation, activate, kernel, load, over, splat, store, tasks
 
 @dataclass(frozen=True)
 class Affine:
-    """y = act(x * scale + shift). Operands: None, "whole" (as x), or a count of channels that repeats over the images."""
+    """y = act(x * scale + shift). Operands: None, "whole" (as x), or a count of channels, repeated for the images."""
 
     channels: int  # of all images together
     pixels: int

@@ -4,9 +4,9 @@ Both compute, for the rows of one group and the pixels of one tile,
 
     y[row, q] = act(bias[row] + sum over k of weight[k, row] * x[offset[k] + q]  (+ residual[row, q]))
 
-where k runs over the group's kept columns. What a column is (a channel, or a tap of a channel) and where it lies is wholly
-in `offset`, so a pointwise, a 3x3 and a strided convolution are the same code. A dense layer is one whose groups all keep
-every column: then one list of offsets serves every group.
+where k runs over the group's kept columns. What a column is (a channel, or a tap of a channel) and where it lies is
+wholly in `offset`, so a pointwise, a 3x3 and a strided convolution are the same code. A dense layer is one whose
+groups all keep every column: then one list of offsets serves every group.
 
 `pixel_gemm` puts pixels in the lanes of a vector; `row_gemm`, for maps smaller than a vector, rows and pixels together.
 """
@@ -149,7 +149,7 @@ def pixel_gemm(g: Gemm):
 
 
 def row_gemm(g: Gemm):
-    """Lanes are rows x pixels, for compact maps smaller than a vector (2x2, 1x1): row fastest, so weights load as they lie."""
+    """Lanes are rows x pixels, rows fastest, as the weights lie: for compact maps smaller than a vector (2x2, 1x1)."""
     high = min(g.group, g.lanes)  # rows in a vector
     wide = 1 << (min(g.pixels, g.lanes // high).bit_length() - 1)  # pixels in a vector
     lanes = high * wide

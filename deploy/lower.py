@@ -92,7 +92,7 @@ def _conv(p: Program, node: Conv, inputs: list):
     )
     pattern = find_blocks(node.weight)
     density = pattern.density
-    as_dense = p.dense or node.keep_dense or 1 - density < p.least_sparsity
+    as_dense = p.dense or 1 - density < p.least_sparsity
     choice = choose(site, m, pattern.block, 1.0 if as_dense else density)
     offsets = (np.arange(channels)[:, None] * each + np.array(shape.offsets)).reshape(-1)
     keep = np.repeat(pattern.keep, pattern.block // choice.group, axis=0) if choice.sparse else None
@@ -183,7 +183,7 @@ def _reshape(value, shape):
 
 
 def compile_graph(graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False):
-    """Compile a simplified graph. Returns TVM's executable, whose `main` maps (B, C, H, W) to logits, and its layers."""
+    """TVM's executable, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
     p = Program(graph, machine, least_sparsity, dense)
     images = relax.Var(graph.input, relax.TensorType(graph.shapes[graph.input], "float32"))
     with p.builder.function("main", [images]):

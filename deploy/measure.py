@@ -45,8 +45,8 @@ def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) 
 def race(runners: dict[str, Callable], images: np.ndarray, runs: int, pause: float = 0.02, block: int = 25) -> dict:
     """Milliseconds a call, {"median", "p10"} for every runner: blocks of calls in turn, `runs` calls each.
 
-    Each block follows a pause and two calls that do not count: the threads of the runner before it spin for a while after
-    their work, and would slow the next one down.
+    Each block follows a pause and two calls that do not count: the threads of the runner before it spin for a while
+    after their work, and would slow the next one down.
     """
     times = {name: [] for name in runners}
     while any(len(taken) < runs for taken in times.values()):

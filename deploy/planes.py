@@ -1,7 +1,7 @@
-"""Kernels that know the height and width of a map: zero-padded planes, depthwise convolution, pooling, the mean of a map.
+"""Kernels that know the height and width of a map: zero-padded planes, depthwise convolution, pooling, the mean.
 
-A k x k convolution with stride s reads its input from *planes*: the padded map, split into its s x s phases (every s-th row
-and column), so that each tap becomes a constant offset and consecutive outputs read consecutive inputs.
+A k x k convolution with stride s reads its input from *planes*: the padded map, split into its s x s phases (every
+s-th row and column), so that each tap becomes a constant offset and consecutive outputs read consecutive inputs.
 """
 
 from dataclasses import dataclass
@@ -243,7 +243,7 @@ def small(p: Planes, batch: int, weight, bias, activation: Activation, lanes: in
 
 
 def small_window(s: Small):
-    """Each tap is one shuffle of the maps and one multiplication by weights that are zero where the tap leaves the map."""
+    """Each tap is a shuffle of the maps, times weights that are zero where the tap leaves the map."""
     before, after = s.pixels
     width, runs = s.together * after, pieces(s.together * before, s.lanes)
     starts = [at for at, _ in pieces(s.channels, s.together)]

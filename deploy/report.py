@@ -66,7 +66,9 @@ def verdict(info: dict) -> str:
     if not sparse:
         return "No layer is compiled sparse: the library is the dense one."
     if ratio < 1 / NOISE:
-        return f"The sparse library is SLOWER than its dense twin ({ratio:.2f}x): use --sparsity to keep more layers dense."
+        return (
+            f"The sparse library is SLOWER than its dense twin ({ratio:.2f}x); --sparsity can keep more layers dense."
+        )
     if ratio < NOISE:
         return f"The sparse library is as fast as its dense twin ({ratio:.2f}x)."
     return f"{sparse} of {len(info['layers'])} layers are sparse; {ratio:.2f}x as fast as the dense twin."
@@ -87,8 +89,8 @@ def markdown(info: dict) -> str:
         f"Speed-up of the sparse library: {info['speedup']['vs_onnxruntime']:.2f}x over ONNX Runtime,"
         f" {info['speedup']['vs_tvm_dense']:.2f}x over dense TVM (ratios of medians).",
         "",
-        f"Input {info['input']['shape']}, {info['threads']} thread(s) for each, {info['runs']} calls each, in turn, in one"
-        f" process, with pauses. {m['cpu']}, {m['cores']} cores, target `{info['target']}`.",
+        f"Input {info['input']['shape']}, {info['threads']} thread(s) for each, {info['runs']} calls each, in turn,"
+        f" in one process, with pauses. {m['cpu']}, {m['cores']} cores, target `{info['target']}`.",
         f"Versions: {', '.join(f'{name} {number}' for name, number in v.items())}. Date: {info['date']}.",
         "",
         f"Command: `{' '.join(info['command'])}`",

@@ -1,7 +1,7 @@
 """Choose each convolution's kernel from a few candidates, by a rule that counts cycles.
 
-The numbers are of a processor with two multiply-add units of latency four and two loads a cycle; the rates of the second and
-third cache are fitted to measured layers. Only the order of candidates matters, not the cycles themselves.
+The numbers are of a processor with two multiply-add units of latency four and two loads a cycle; the rates of the
+second and third cache are fitted to measured layers. Only the order of candidates matters, not the cycles themselves.
 """
 
 from dataclasses import dataclass

@@ -32,10 +32,7 @@ def find_machine(name: str = "native") -> Machine:
     from tvm.target import Target, codegen
 
     try:
-        if name == "native":
-            target = Target.from_device("cpu")
-        else:
-            target = Target(ROWS.get(name, name))
+        target = Target.from_device("cpu") if name == "native" else Target(ROWS.get(name, name))
     except Exception as error:  # TVM raises several kinds for a bad target
         raise ValueError(f"target {name!r} is unknown: native, {', '.join(ROWS)}, or a TVM target") from error
     if target.kind.name != "llvm":

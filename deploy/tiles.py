@@ -1,11 +1,12 @@
 """How the pixels of a map are dealt to vector registers.
 
-A map of rows x columns pixels is read from planes whose rows lie `stride` apart and written without gaps. A *vector* is a
-run of lanes read at once; a *tile* is the handful of vectors that one inner loop keeps in registers; tiles that look alike
-except for where they start form a *band*, and a band is one piece of code.
+A map of rows x columns pixels is read from planes whose rows lie `stride` apart and written without gaps. A *vector*
+is a run of lanes read at once; a *tile* is the handful of vectors that one inner loop keeps in registers; tiles that
+look alike except for where they start form a *band*, and a band is one piece of code.
 
-No vector needs a mask: where a run does not divide, its last vector starts earlier and computes a few pixels twice. Only
-where a row is shorter than a vector do vectors run across the gap between rows; those lanes are computed and not stored.
+No vector needs a mask: where a run does not divide, its last vector starts earlier and computes a few pixels twice.
+Only where a row is shorter than a vector do vectors run across the gap between rows; those lanes are computed and not
+stored.
 """
 
 import itertools
