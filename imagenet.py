@@ -43,12 +43,9 @@ def main(argv: list[str]) -> None:
         return evaluate_checkpoint(options, network, val, screen)
 
     state = resumable(options, screen)
-    if state:
-        accuracy = state["accuracy"]
-        method.attach(network)
-    else:
+    if not state:
         job.begin(options, argv)
-        accuracy = load_and_attach(options, network, method, val, screen)
+    accuracy = load_and_attach(options, network, method, None if state else val, screen)
     run = Run(
         network,
         method,
@@ -61,6 +58,7 @@ def main(argv: list[str]) -> None:
     )
     if state:
         run.load_state_dict(state)
+        accuracy = state["accuracy"]
 
     facts = {
         "arch": options.arch,
@@ -124,12 +122,15 @@ def rate(options: Options, epoch: int, step: int, steps: int) -> float:
     return learning_rate(options.lr_policy, options.lr, epoch, options.num_epochs, options.warmup_epochs, step, steps)
 
 
-def load_and_attach(options: Options, network, method: pruning.Method, val: data.Loader, screen: Console) -> dict:
-    """Dense weights in, then the method; returns the accuracy before and after, if there are weights to speak of."""
-    if not options.pretrained_model:
+def load_and_attach(options: Options, network, method: pruning.Method, val: data.Loader | None, screen) -> dict:
+    """Dense weights in, then the method. Returns the accuracy before and after, if asked for and worth telling.
+
+    A resumed run does this too, so that what the method plans from the dense weights comes out the same.
+    """
+    facts = models.load_checkpoint(network, options.pretrained_model) if options.pretrained_model else {}
+    if not options.pretrained_model or val is None:
         method.attach(network)
         return {}
-    facts = models.load_checkpoint(network, options.pretrained_model)
     if "note" in facts:
         screen.print(f"{options.pretrained_model}: {facts['note']}")
     dense = evaluate(network, val)

@@ -36,7 +36,8 @@ def option_names(name: str) -> set[str]:
     maker = METHODS[name]
     cls = maker.func if isinstance(maker, partial) else maker
     taken = len(maker.args) if isinstance(maker, partial) else 0
-    return {field.name for field in dataclasses.fields(cls)[taken:]} if dataclasses.is_dataclass(cls) else set()
+    fields = dataclasses.fields(cls)[taken:] if dataclasses.is_dataclass(cls) else ()
+    return {field.name for field in fields if field.init}
 
 
 def create_method(name: str, **options) -> Method:

@@ -36,11 +36,6 @@ def block_groups(shape: Shape, N: int, blocks: str) -> Tensor:
     return groups.reshape(O, I, 1, 1).expand(shape)
 
 
-def filter_order(weight: Tensor) -> Tensor:
-    """Filters (O, ...) by ascending L1 norm: the order in which `--rearrange` forms blocks. Ties keep their order."""
-    return weight.detach().abs().flatten(1).sum(1).argsort(stable=True)
-
-
 def in_order(groups: Tensor, order: Tensor) -> Tensor:
     """The numbering of filters that stand in `order`, brought back to where they are stored."""
     return groups[order.argsort()]
@@ -52,9 +47,14 @@ def magnitude(weight: Tensor, groups: Tensor) -> Tensor:
     return numbers.bincount(weight.detach().abs().flatten().double(), len(sizes)) / sizes
 
 
-def smallest(score: Tensor, rate: float) -> Tensor:
-    """Numbers of the int(rate * groups) groups of least `score`; of equal ones the first."""
-    return score.argsort(stable=True)[: int(len(score) * rate)]
+def smallest(score: Tensor, count: int, columns: int = 1) -> Tensor:
+    """Numbers of the `count` groups of least `score`; of equal ones the first.
+
+    With `columns` > 1 the numbering runs through that many groups of rows for each input channel, and every group of
+    rows loses equally many blocks, so that no thread gets more work than another (SUBP, NeurIPS 2023).
+    """
+    order = score.view(-1, columns).argsort(dim=0, stable=True)[: count // columns]
+    return (order * columns + torch.arange(columns)).flatten()
 
 
 def mask_without(groups: Tensor, pruned: Tensor) -> Tensor:

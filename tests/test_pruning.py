@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 
 import models
 import pruning
-from pruning import patterns
+from pruning import patterns, rearrange
+from pruning.budget import global_counts
 from pruning.graph import Graph
 from pruning.layers import masked_layers
 from pruning.method import relative_error
@@ -30,10 +32,16 @@ def sine_weight(O: int, I: int) -> torch.Tensor:
 
 def mask_of(weight: torch.Tensor, name: str, sort: bool = False, **options) -> list[str]:
     """Rows of the mask that `name` gives a lone layer, as strings of 0 and 1."""
-    method = pruning.create_method(name, **options)
-    order = patterns.filter_order(weight) if sort else None
-    mask = method._mask(weight, method.pr_target, order, torch.Generator().manual_seed(0))
+    mask = lone_mask(weight, pruning.create_method(name, rearrange=sort, **options))
     return ["".join(str(int(value)) for value in row) for row in mask.flatten(1)]
+
+
+def lone_mask(weight: torch.Tensor, method: pruning.Method, share: float = 1.0) -> torch.Tensor:
+    """The mask that a method gives a layer that is a network of its own."""
+    layer = nn.Conv2d(1, 1, 1)
+    layer.weight = nn.Parameter(weight)
+    method._plan("layer", layer, method.pr_target, method.rearrange, torch.Generator().manual_seed(method.seed))
+    return method._mask(weight, method.plans["layer"], share)
 
 
 def filled(arch: str, num_classes: int = 1000) -> nn.Module:
@@ -56,7 +64,7 @@ def test_blocks_by_hand():
 
 
 def test_rearranged_blocks_by_hand():
-    assert patterns.filter_order(sine_weight(8, 4)).tolist() == [6, 3, 2, 5, 7, 0, 4, 1]
+    assert rearrange.filter_order(sine_weight(8, 4)).tolist() == [6, 3, 2, 5, 7, 0, 4, 1]
     rows = mask_of(sine_weight(8, 4), "block_l1", sort=True, N=4)
     assert rows == ["1101", "1101", "0010", "0010", "1101", "0010", "0010", "1101"]
     assert mask_of(sine_weight(8, 3), "block_l1", sort=True, N=2, pr_target=0.4) == ["011"] * 8
@@ -65,7 +73,7 @@ def test_rearranged_blocks_by_hand():
 def test_published_blocks_wrap_around():
     weight = sine_weight(6, 4)
     assert mask_of(weight, "block_l1", N=4, blocks="reference") == ["0101", "0101", "0001", "0001", "1011", "1011"]
-    assert patterns.filter_order(weight).tolist() == [3, 2, 5, 0, 4, 1]
+    assert rearrange.filter_order(weight).tolist() == [3, 2, 5, 0, 4, 1]
     rows = mask_of(weight, "block_l1", sort=True, N=4, blocks="reference")
     assert rows == ["0011", "1001", "0110", "0110", "1001", "0011"]
 
@@ -127,9 +135,8 @@ shapes = st.tuples(st.integers(1, 20), st.integers(1, 9), st.sampled_from([1, 3]
 def test_laws_of_masks(shape, row, N, rate, seed):
     O, I, k = shape
     weight = torch.randn(O, I, k, k, generator=torch.Generator().manual_seed(seed))
-    method = pruning.create_method(row, N=N, pr_target=rate)
-    generator = torch.Generator().manual_seed(seed)
-    mask = method._mask(weight, rate, None, generator)
+    method = pruning.create_method(row, N=N, pr_target=rate, seed=seed)
+    mask = lone_mask(weight, method)
     groups = ROWS[row].groups((O, I, k, k), N, "aligned")
     count = int(groups.max()) + 1
     kept = torch.zeros(count).scatter_reduce(0, groups.flatten(), mask.flatten(), "amax")
@@ -139,9 +146,8 @@ def test_laws_of_masks(shape, row, N, rate, seed):
         score = patterns.magnitude(weight, groups)
         if 0 < kept.sum() < count:
             assert score[kept == 0].max() <= score[kept == 1].min(), "the smallest go"
-        assert torch.equal(method._mask(weight * mask, rate, None, generator), mask), "pruning twice changes nothing"
-        less = method._mask(weight, rate / 2, None, generator)
-        assert (less >= mask).all(), "a lower rate prunes a subset"
+        assert torch.equal(lone_mask(weight * mask, method), mask), "pruning twice changes nothing"
+    assert (lone_mask(weight, method, 0.5) >= mask).all(), "half the way prunes a subset"
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,11 +155,97 @@ def test_laws_of_masks(shape, row, N, rate, seed):
 def test_gathering_makes_scattered_blocks_rows(O, I, N, seed):
     weight = torch.randn(O, I, 1, 1, generator=torch.Generator().manual_seed(seed))
     method = pruning.create_method("block_l1", N=N, pr_target=0.5, rearrange=True)
-    pruned = weight * method._mask(weight, 0.5, patterns.filter_order(weight), torch.Generator())
+    pruned = weight * lone_mask(weight, method)
     order = patterns.gathering_order(pruned, N)
     assert sorted(order.tolist()) == list(range(O))
     if O % N == 0:
         assert patterns.blocks_intact(pruned[order], N)
+
+
+# --- budgets, schedules, orders ---------------------------------------------------------------------------------------
+
+
+def test_balanced_blocks_cost_every_group_of_rows_the_same():
+    weight = torch.randn(16, 10, 1, 1)
+    mask = lone_mask(weight, pruning.create_method("block_l1", N=4, pr_target=0.35, balanced=True))
+    blocks = mask[::4, :, 0, 0]
+    assert blocks.sum(1).tolist() == [7] * 4
+    for row in range(4):  # and the smallest go in each
+        size = weight[4 * row : 4 * row + 4].abs().sum((0, 2, 3))
+        assert size[blocks[row] == 0].max() <= size[blocks[row] == 1].min()
+
+
+def test_a_global_budget_by_hand():
+    """Relative to its layer's mean, a: .5 1 1.5, b: .2 1.8, so a third of ten weights takes b's first and a's first."""
+    scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([10.0, 90.0])}
+    sizes = {"a": torch.tensor([2, 2, 2]), "b": torch.tensor([2, 2])}
+    assert global_counts(scores, sizes, 0.4, 0.9) == {"a": 1, "b": 1}
+    assert global_counts(scores, sizes, 0.2, 0.9) == {"a": 0, "b": 1}
+    with pytest.raises(ValueError, match=r"--max_rate 0\.1: too low for --pr_target 0\.5"):
+        global_counts(scores, sizes, 0.5, 0.1)
+
+
+def test_a_global_budget_hits_the_share_of_all_weights_under_its_cap():
+    network = filled("mobilenet_v2", 10)
+    method = pruning.create_method("block_l1", N=4, pr_target=0.6, budget="global", max_rate=0.7)
+    method.attach(network)
+    masks = {name: layer.mask for name, layer in masked_layers(network).items() if name != "classifier.1"}
+    pruned = sum(int((mask == 0).sum()) for mask in masks.values())
+    weights = sum(mask.numel() for mask in masks.values())
+    assert 0 <= 0.6 * weights - pruned < 100
+    shares = [1 - float(mask.mean()) for mask in masks.values()]
+    assert max(shares) <= 0.7
+    assert max(shares) - min(shares) > 0.02
+    assert network.classifier[1].mask.all()
+
+
+def test_rates_by_layer(tmp_path):
+    table = tmp_path / "rates.yml"
+    table.write_text("linear: 0.25\nlayer1.*: 0\n'*.conv1': 0.75\n")
+    network = filled("resnet20", 10)
+    method = pruning.create_method("weight", pr_target=0.5, rates=table)
+    method.attach(network)
+    rates = {name: layer["rate"] for name, layer in method.kept.items()}
+    assert (rates["linear"], rates["layer1.0.conv1"], rates["layer2.0.conv1"]) == (0.25, 0.0, 0.75)
+    assert rates["layer3.2.conv2"] == 0.5
+    for content, message in (("nothing: 0.5", "matches no layer"), ("linear: 2", "not a rate"), ("- 1", "a mapping")):
+        table.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            pruning.create_method("weight", rates=table).check(network)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 24), st.integers(1, 12), st.sampled_from([2, 3, 4]), st.floats(0.1, 0.9), st.integers(0, 99))
+def test_clustering_keeps_no_less_than_sorting(O, I, N, rate, seed):
+    weight = torch.randn(O, I, 1, 1, generator=torch.Generator().manual_seed(seed))
+    method = pruning.create_method("block_l1", N=N, pr_target=rate, rearrange=True, rearrange_by="cluster")
+    mask = lone_mask(weight, method)
+    told = method.kept["layer"]["kept_l1"]
+    assert told["cluster"] >= told["sort"] - 1e-4
+    assert told["cluster"] == pytest.approx(rearrange.kept_share(weight, mask), abs=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cubic"])
+def test_a_growing_rate_only_adds_zeros_and_ends_at_the_target(schedule: str):
+    torch.manual_seed(0)
+    network = filled("resnet20", 10)
+    options = {"schedule": schedule, "schedule_every": 2, "schedule_end": 0.75, "rearrange": True}
+    method = pruning.create_method("block_l1", N=4, pr_target=0.5, **options)
+    method.attach(network)
+    run = SimpleNamespace(network=network, iteration=0, progress=0.0)
+    seen = [{name: layer.mask.clone() for name, layer in masked_layers(network).items()}]
+    assert all(mask.all() for mask in seen[0].values())
+    for step in range(1, 21):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        run.iteration, run.progress = step, step / 20
+        method.after_update(run)
+        seen.append({name: layer.mask.clone() for name, layer in masked_layers(network).items()})
+        assert all((seen[-1][name] <= seen[-2][name]).all() for name in seen[-1])
+    assert torch.equal(seen[15]["layer1.0.conv1"], seen[20]["layer1.0.conv1"]), "it is reached at schedule_end"
+    assert float(seen[20]["layer1.0.conv1"].mean()) == 0.5
+    assert 0.5 < float(seen[8]["layer1.0.conv1"].mean()) < 1
 
 
 # --- structure --------------------------------------------------------------------------------------------------------
@@ -300,9 +392,7 @@ def test_training_moves_kept_weights_as_masked_forward_would():
     method.attach(layer)
     mask = layer[1].mask
 
-    class Stub:
-        network = layer
-
+    run = SimpleNamespace(network=layer)
     ours = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
     theirs = torch.optim.SGD(naive.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
     for step in range(5):
@@ -310,7 +400,7 @@ def test_training_moves_kept_weights_as_masked_forward_would():
         ours.zero_grad()
         layer(x).square().sum().backward()
         ours.step()
-        method.after_update(Stub)
+        method.after_update(run)
         theirs.zero_grad()
         hidden = nn.functional.conv2d(naive[0](x), naive[1].weight * mask, naive[1].bias)
         naive[4](hidden.mean((2, 3))).square().sum().backward()
@@ -329,6 +419,10 @@ def test_training_moves_kept_weights_as_masked_forward_would():
         ({"name": "block_l1", "N": 7, "blocks": "reference"}, "--N 7: does not divide"),
         ({"name": "block_l1", "blocks": "round"}, "--blocks round: one of aligned, reference"),
         ({"name": "filter", "rearrange": True}, "--rearrange: means nothing for filter"),
+        ({"name": "weight", "balanced": True}, "--balanced: means nothing for weight"),
+        ({"name": "block_random", "budget": "global"}, "--budget global: ranks by magnitude"),
+        ({"name": "block_l1", "schedule": "square"}, "--schedule square: one of oneshot, linear, cubic"),
+        ({"name": "block_l1", "schedule_end": 0}, "--schedule_end 0"),
         ({"name": "block_l1", "speed": 3}, "no pruning method has an option speed"),
     ],
 )

@@ -20,7 +20,8 @@ from utils.run import Meter, learning_rate
 # Freezing the command line: a flag is added on purpose.
 FLAGS = """
 --arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
---conv_type --method --N --pr_target --rearrange --no-rearrange --full --no-full --blocks
+--conv_type --method --N --pr_target --rearrange --no-rearrange --rearrange_by --full --no-full --blocks --balanced
+--no-balanced --budget --max_rate --rates --schedule --schedule_end --schedule_every
 --pretrained_model --pretrain_model --evaluate --pruned_model --resume --no-resume --export_onnx --no-export_onnx
 --num_epochs --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum
 --nesterov --no-nesterov --weight_decay --amp --no-amp --label_smoothing --label-smoothing -h --help

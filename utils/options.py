@@ -38,11 +38,17 @@ class Options:
     conv_type: str = option("BlockL1Conv", "pruning method, by its name or the paper's layer name", "--method")
     N: int = option(16, "block length: output kernels that live or die together")
     pr_target: float = option(0.5, "share to prune in every layer, in [0, 1)")
-    rearrange: bool = option(False, "form blocks among filters sorted by L1 norm")
+    rearrange: bool = option(False, "form blocks among reordered filters")
     full: bool = option(False, "prune the classifier too")
-    blocks: str = option(
-        "aligned", "blocks where N does not divide a layer: a shorter last one, or wrapped around as published"
-    )
+    rearrange_by: str = option("sort", "the order: by L1 norm, as published, or clustered so that more weight is kept")
+    blocks: str = option("aligned", "where N does not divide a layer: a shorter last block, or wrapped (reference)")
+    balanced: bool = option(False, "every N rows lose equally many blocks, for threads that share the work")
+    budget: str = option("uniform", "uniform: the same rate in every layer; global: one ranking over all layers")
+    max_rate: float = option(0.9, "of a global budget: no layer loses more")
+    rates: Path | None = option(None, "YAML file of layer-name patterns and their rates, instead of --pr_target")
+    schedule: str = option("oneshot", "oneshot, or linear or cubic growth of the rate while training")
+    schedule_end: float = option(0.5, "share of the training after which the rate has grown to its end")
+    schedule_every: int = option(50, "updates between two selections of a growing rate")
 
     # Where weights come from and go to.
     pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")
@@ -76,7 +82,7 @@ class Options:
         _demand(self.optimizer == "sgd" or not self.nesterov, "nesterov", True, "for --optimizer sgd only")
         warmup = self.warmup_epochs
         _demand(0 <= warmup < max(self.num_epochs, 1), "warmup_length", warmup, "0 or more, below num_epochs")
-        for name in ("pretrained_model", "evaluate", "data_path"):
+        for name in ("pretrained_model", "evaluate", "data_path", "rates"):
             path = getattr(self, name)
             _demand(path is None or path.exists(), name, path, "an existing path")
 
@@ -90,7 +96,7 @@ class Options:
 
 # A run may be resumed under other values of these; all others make it another run.
 FREE_ON_RESUME = {
-    "job_dir", "data_path", "config", "gpus", "workers", "pretrained_model", "resume", "export_onnx", "eval_batch_size",
+    "job_dir", "data_path", "config", "gpus", "workers", "resume", "export_onnx", "eval_batch_size",
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Run:
     @property
     def progress(self) -> float:
         """Share of the training done, 0 to 1."""
-        return self.iteration * self.method.batches_per_step / max(self.epochs * len(self.loader), 1)
+        return (self.epoch + self.loader.batch / len(self.loader)) / self.epochs
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss of a batch."""
@@ -89,17 +89,16 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self.iteration += 1
 
     def step(self, *batches: tuple[Tensor, Tensor]) -> None:
         self.network.train()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(self.epoch, self.loader.batch - 1, len(self.loader))
-        loss, logits = self.method.step(self, *batches)
         self.check_finite()  # of the step before: asking for this one's loss would make a GPU wait
-        self._last_loss = loss
-        self.meter.add(loss, logits, batches[-1][1])
-        self.iteration += 1
+        self._last_loss, logits = self.method.step(self, *batches)
+        self.meter.add(self._last_loss, logits, batches[-1][1])
 
     def check_finite(self) -> None:
         if not math.isfinite(self._last_loss):
