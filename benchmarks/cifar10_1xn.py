@@ -1,14 +1,15 @@
-"""1xN blocks on CIFAR-10: accuracy after a short fine-tuning, and latency of the compiled networks.
+"""1xN blocks and their baselines on CIFAR-10: accuracy after a short fine-tuning, latency of the compiled networks.
 
 python benchmarks/cifar10_1xn.py --data_path CIFAR10 --pretrained_model resnet20.th
 
-Runs `imagenet.py` and `model_tune.py` once for every row of the table, all with the same budget, the dense network too.
-Interrupted, it goes on where it was. Writes `benchmarks/results/cifar10_1xn.md`.
+Runs `imagenet.py` once for every row of the table and every seed, all with the same budget, the dense network too, then
+`model_tune.py` for the rows in blocks. Interrupted, it goes on where it was. Writes `results/cifar10_1xn.md` and `.png`.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils import machine  # noqa: E402
-from utils.files import save_text  # noqa: E402
+from utils.files import atomic, save_text  # noqa: E402
 from utils.report import markdown  # noqa: E402
 
-LENGTHS = (2, 4, 8, 16)
+METHODS = {
+    "weight": ["--conv_type", "UnstructureConv"],
+    **{f"1x{N}": ["--conv_type", "BlockL1Conv", "--N", N, "--rearrange"] for N in (2, 4, 8, 16)},
+    "filter": ["--conv_type", "StructureConv"],
+}
+RATES = (0.5, 0.75)
+# Row -> (what imagenet.py is told, whether it is compiled).
+ROWS = {"dense": (["--conv_type", "DenseConv"], True)} | {
+    f"{name} at {100 * rate:.0f} %": ([*flags, "--pr_target", rate], name.startswith("1x"))
+    for rate in RATES
+    for name, flags in METHODS.items()
+}
+RUNTIMES = ("onnxruntime_dense", "tvm_dense", "tvm_sparse")
 
 
 def main() -> None:
@@ -28,33 +41,39 @@ def main() -> None:
     parser.add_argument("--data_path", required=True, type=Path)
     parser.add_argument("--pretrained_model", required=True, type=Path)
     parser.add_argument("--arch", default="resnet20")
-    parser.add_argument("--num_epochs", default=3, type=int, help="of fine-tuning, for every row")
-    parser.add_argument("--seed", default=0, type=int)
+    parser.add_argument("--num_epochs", default=5, type=int, help="of fine-tuning, for every row")
+    parser.add_argument("--seeds", default=[0, 1], type=int, nargs="+")
     parser.add_argument("--threads", default=1, type=int, help="of the compiled networks")
     parser.add_argument("--job_dir", default=ROOT / "experiments" / "cifar10_1xn", type=Path)
+    parser.add_argument("--no_latency", action="store_true", help="only train, to measure later on a quiet machine")
     options = parser.parse_args()
 
-    rows = {"dense": ["--conv_type", "DenseConv"]}
-    for N in LENGTHS:
-        rows[f"1x{N}"] = ["--conv_type", "BlockL1Conv", "--N", str(N), "--pr_target", "0.5", "--rearrange"]
-    for name, method in rows.items():
-        train(options, options.job_dir / name, method)
-    for name in rows:  # after all training: nothing else may run while latency is measured
-        tune(options, options.job_dir / name)
-    save_text(ROOT / "benchmarks" / "results" / "cifar10_1xn.md", text(options, list(rows)))
+    for seed in options.seeds:
+        for row in ROWS:
+            train(options, row, seed)
+    if options.no_latency:
+        return
+    for row, (_, compiled) in ROWS.items():  # after all training: nothing else may run while latency is measured
+        if compiled:
+            run("model_tune.py", "--onnx_path", job(options, row) / "model.onnx", "--threads", options.threads)
+    results = ROOT / "benchmarks" / "results"
+    save_text(results / "cifar10_1xn.md", text(options))
+    draw(options, results / "cifar10_1xn.png")
 
 
-def train(options: argparse.Namespace, job_dir: Path, method: list[str]) -> None:
+def job(options: argparse.Namespace, row: str, seed: int | None = None) -> Path:
+    name = row.replace(" at ", "_").replace(" %", "")
+    return options.job_dir / f"{name}_seed{options.seeds[0] if seed is None else seed}"
+
+
+def train(options: argparse.Namespace, row: str, seed: int) -> None:
+    job_dir = job(options, row, seed)
     if (job_dir / "summary.json").exists():
         return
     common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", options.data_path]
-    common += ["--pretrained_model", options.pretrained_model, "--seed", options.seed, "--amp", "--resume"]
+    common += ["--pretrained_model", options.pretrained_model, "--seed", seed, "--amp", "--resume"]
     common += ["--num_epochs", options.num_epochs, "--lr", 0.02, "--train_batch_size", 128, "--weight_decay", 1e-4]
-    run("imagenet.py", *common, *method, "--export_onnx", "--job_dir", job_dir)
-
-
-def tune(options: argparse.Namespace, job_dir: Path) -> None:
-    run("model_tune.py", "--onnx_path", job_dir / "model.onnx", "--threads", options.threads)
+    run("imagenet.py", *common, *ROWS[row][0], "--export_onnx", "--job_dir", job_dir)
 
 
 def run(*command: object) -> None:
@@ -63,38 +82,78 @@ def run(*command: object) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
-def text(options: argparse.Namespace, names: list[str]) -> str:
-    table = [
-        ["", "sparsity", "top-1 before tuning", "top-1 after", "against dense", "ONNX Runtime, dense", "ours, dense"]
-        + ["ours, sparse", "against ONNX Runtime", "against ours, dense"]
-    ]
-    dense = None
-    for name in names:
-        summary = json.loads((options.job_dir / name / "summary.json").read_text())
-        deploy = json.loads((options.job_dir / name / "deploy" / "deploy.json").read_text())
-        tuned, ms = summary["accuracy"]["tuned"]["top1"], deploy["latency_ms"]
-        dense = tuned if dense is None else dense
-        times = [ms[key]["median"] for key in ("onnxruntime_dense", "tvm_dense", "tvm_sparse")]
-        table.append(
-            [name, f"{100 * summary['totals']['sparsity']:.1f} %", f"{summary['accuracy']['pruned']['top1']:.2f}"]
-            + [f"{tuned:.2f}", f"{tuned - dense:+.2f}", *(f"{time:.3f} ms" for time in times)]
-            + [f"{times[0] / times[2]:.2f} x", f"{times[1] / times[2]:.2f} x"]
-        )
-    before = json.loads((options.job_dir / names[0] / "summary.json").read_text())["accuracy"]["dense"]["top1"]
+def summary(options: argparse.Namespace, row: str, seed: int) -> dict:
+    return json.loads((job(options, row, seed) / "summary.json").read_text())
+
+
+def tuned(options: argparse.Namespace, row: str) -> list[float]:
+    """Top-1 of every seed."""
+    return [summary(options, row, seed)["accuracy"]["tuned"]["top1"] for seed in options.seeds]
+
+
+def latency(options: argparse.Namespace, row: str) -> list[float]:
+    """Median milliseconds of every runtime."""
+    deploy = json.loads((job(options, row) / "deploy" / "deploy.json").read_text())
+    return [deploy["latency_ms"][runtime]["median"] for runtime in RUNTIMES]
+
+
+def text(options: argparse.Namespace) -> str:
+    seeds = [f"seed {seed}" for seed in options.seeds]
+    accuracy = [["", "sparsity", "untrained", *seeds, "mean", "against dense"]]
+    times = [["", "ONNX Runtime, dense", "ours, dense", "ours, sparse", "against ONNX Runtime", "against ours, dense"]]
+    dense = statistics.mean(tuned(options, "dense"))
+    for row, (_, compiled) in ROWS.items():
+        first, top1 = summary(options, row, options.seeds[0]), tuned(options, row)
+        figures = [f"{100 * first['totals']['sparsity']:.1f} %", f"{first['accuracy']['pruned']['top1']:.2f}"]
+        figures += [f"{value:.2f}" for value in top1]
+        mean = statistics.mean(top1)
+        accuracy.append([row, *figures, f"{mean:.2f}", f"{mean - dense:+.2f}"])
+        if compiled:
+            ort, ours, sparse = latency(options, row)
+            ms = [f"{value:.3f} ms" for value in (ort, ours, sparse)]
+            times.append([row, *ms, f"{ort / sparse:.2f} x", f"{ours / sparse:.2f} x"])
+    before = summary(options, "dense", options.seeds[0])["accuracy"]["dense"]["top1"]
     where = machine.describe()
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"""# CIFAR-10, {options.arch}: 1xN blocks at 50 %
+    return f"""# CIFAR-10, {options.arch}: 1xN blocks and their baselines
 
 The pictures were JPEG-compressed, so published accuracies do not transfer: the published weights score {before:.2f} %
-on them as they are. Every row, the dense one too, had the same {options.num_epochs} epochs of fine-tuning (seed
-{options.seed}). Latency: batch 1, 32x32, {options.threads} thread(s), median, the three runtimes interleaved in one
-process by `model_tune.py`.
+on them as they are. Every row, the dense one too, had the same {options.num_epochs} epochs of fine-tuning in bfloat16.
+Blocks are rearranged; the classifier is not pruned.
 
-{markdown(table)}
+## Top-1, per cent
+
+{markdown(accuracy)}
+![accuracy by pattern](cifar10_1xn.png)
+
+## Latency
+
+Batch 1, 32x32, {options.threads} thread(s), medians; the three runtimes interleaved in one process by `model_tune.py`.
+
+{markdown(times)}
 - Command: `python benchmarks/cifar10_1xn.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
   --num_epochs {options.num_epochs} --threads {options.threads}`
 - Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
 """
+
+
+def draw(options: argparse.Namespace, path: Path) -> None:
+    """Accuracy by pattern, a line a rate; dots are seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for rate, colour in zip(RATES, ("#3b6ea5", "#e08a3c"), strict=True):
+        values = [tuned(options, f"{name} at {100 * rate:.0f} %") for name in METHODS]
+        axes.plot(list(METHODS), [statistics.mean(v) for v in values], color=colour, label=f"{100 * rate:.0f} % pruned")
+        for place, seeds in enumerate(values):
+            axes.plot([place] * len(seeds), seeds, "o", color=colour, alpha=0.5, markersize=4)
+    axes.axhline(statistics.mean(tuned(options, "dense")), color="#777777", linestyle="--", label="dense")
+    axes.set(title=f"{options.arch} on CIFAR-10, {options.num_epochs} epochs of fine-tuning", ylabel="top-1, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 if __name__ == "__main__":
