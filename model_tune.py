@@ -70,8 +70,12 @@ def pictures(options: argparse.Namespace, shape: list[int]) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     try:
         options = parse(argv)
-        from deploy import blocks, compiler, measure, passes, reader, report
+        from deploy import blocks, compiler, measure, passes, reader, report, targets
 
+        if not targets.runs_here(targets.find_machine(options.target)):
+            raise ValueError(
+                f"--target {options.target}: this computer cannot run it, so nothing could be proven or timed"
+            )
         network = passes.simplify(reader.read_onnx(options.onnx_path, options.batch))
         blocks.check(network, options.bsr)
         common = {"target": options.target, "threads": options.threads}

@@ -8,7 +8,7 @@ from .graph import Graph
 from .library import Library
 from .passes import simplify
 from .reader import read_onnx
-from .targets import find_machine
+from .targets import find_machine, runs_here
 
 
 def usable_cores() -> int:
@@ -51,4 +51,4 @@ def compile_graph(graph: Graph, path, target="native", threads=None, sparsity=0.
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
         "layers": layers,
     }
-    return Library(executable, info)
+    return Library(executable, info, runs_here(machine))

@@ -49,14 +49,17 @@ def _silence():
 class Library:
     """`run` maps float32 (B, C, H, W) to logits; `info` says what was compiled (the fields of deploy.json)."""
 
-    def __init__(self, module, info: dict):
+    def __init__(self, module, info: dict, runs_here: bool = True):
         self.module = module  # an executable just compiled, or a module loaded from a file
         self.info = info
+        self.runs_here = runs_here
         self._main = None
 
     def _function(self):
         from tvm import cpu, relax
 
+        if not self.runs_here:
+            raise ValueError(f"this computer cannot run a library for {self.info['target']}")
         if self._main is None:
             set_threads(self.info["threads"])
             self._main = relax.VirtualMachine(self.module, cpu())["main"]

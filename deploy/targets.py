@@ -27,6 +27,13 @@ ROWS = {
 }
 
 
+def runs_here(machine: Machine) -> bool:
+    """Whether this computer's processor executes what is compiled for `machine`."""
+    here = find_machine("native")
+    families = {"aarch64" in str(m.target.attrs.get("mtriple", "")) for m in (here, machine)}
+    return len(families) == 1 and machine.lanes <= here.lanes
+
+
 def find_machine(name: str = "native") -> Machine:
     """The machine called `name`: native, a row of the table, or any TVM target. ValueError names the choices."""
     from tvm.target import Target, codegen

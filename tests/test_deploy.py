@@ -21,6 +21,7 @@ from deploy import blocks, graph, lower, measure, passes, reader, schedule, targ
 from deploy.library import Library  # noqa: E402
 
 TARGETS = ["native"] + (["x86-avx2"] if platform.machine() == "x86_64" else [])
+OTHER = "aarch64" if platform.machine() == "x86_64" else "x86-avx2"  # compiles anywhere, runs elsewhere
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -431,6 +432,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
         (["--onnx_path", good, "--sparsity", "1.5"], "--sparsity 1.5"),
         (["--onnx_path", good, "--batch", "2"], "--batch 2"),
         (["--onnx_path", good, "--target", "z80"], "target 'z80'"),
+        (["--onnx_path", good, "--target", OTHER], "cannot run it"),
         (["--onnx_path", good, "--images", str(tmp_path / "wrong.npy")], "--images"),
     ]
     for argv, words in cases:
@@ -446,6 +448,13 @@ def test_the_library_checks_its_pictures(tmp_path):
         library.run(np.zeros((1, 8, 9, 8), np.float32))
     with pytest.raises(ValueError, match=r"holds no lib\.so"):
         deploy.load(tmp_path)
+
+
+def test_other_processors_are_compiled_for(tmp_path):
+    library = deploy.compile_onnx(small_file(tmp_path / "m.onnx"), target=OTHER)
+    assert library.info["layers"][0]["N"] == 4
+    with pytest.raises(ValueError, match="cannot run"):
+        library.run(np.zeros((1, 8, 8, 8), np.float32))
 
 
 def test_deploy_needs_no_torch():
