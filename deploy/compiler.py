@@ -34,12 +34,10 @@ def compile_onnx(
 
 
 def compile_graph(graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False) -> Library:
-    try:
-        from . import lower
-    except ImportError as error:
-        raise ValueError("compiling needs TVM: pip install apache-tvm") from error
     threads = threads or usable_cores()
     machine = find_machine(target)
+    from . import lower  # here, so that a missing TVM was explained by now
+
     executable, layers = lower.compile_graph(graph, machine, sparsity, dense)
     info = {
         "onnx": str(path),

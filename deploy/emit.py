@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from .graph import Activation
 from .tiles import pieces
-
-Activation = tuple | None  # ("clip", low, high), ("hard_swish",), ("hard_sigmoid", alpha, beta)
 
 
 def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .emit import Activation
+Activation = tuple | None  # ("clip", low, high), ("hard_swish",), ("hard_sigmoid", alpha, beta)
 
 
 @dataclass

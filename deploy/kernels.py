@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Activation, activate, branch, kernel, load, pick, splat, store, tasks
+from .emit import activate, branch, kernel, load, pick, splat, store, tasks
+from .graph import Activation
 from .tiles import Band, pieces
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Activation, activate, kernel, load, over, pick, splat, store, tasks
+from .emit import activate, kernel, load, over, pick, splat, store, tasks
+from .graph import Activation
 from .tiles import Band, pieces
 
 LOWEST = -3.4028234663852886e38  # what a maximum starts from, and what pads its borders

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .emit import Activation
-from .graph import Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
+from .graph import Activation, Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
 
 
 class _Reader:

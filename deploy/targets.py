@@ -36,8 +36,10 @@ def runs_here(machine: Machine) -> bool:
 
 def find_machine(name: str = "native") -> Machine:
     """The machine called `name`: native, a row of the table, or any TVM target. ValueError names the choices."""
-    from tvm.target import Target, codegen
-
+    try:
+        from tvm.target import Target, codegen
+    except ImportError as error:
+        raise ValueError("compiling needs TVM: pip install apache-tvm") from error
     try:
         target = Target.from_device("cpu") if name == "native" else Target(ROWS.get(name, name))
     except Exception as error:  # TVM raises several kinds for a bad target

@@ -450,6 +450,17 @@ def test_the_library_checks_its_pictures(tmp_path):
         deploy.load(tmp_path)
 
 
+@pytest.mark.parametrize("missing", ["tvm", "onnx", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_pip_line(tmp_path, missing):
+    path = small_file(tmp_path / "m.onnx")
+    program = f"import sys; sys.modules[{missing!r}] = None; import model_tune; sys.exit(model_tune.main())"
+    command = [sys.executable, "-c", program, "--onnx_path", str(path)]
+    ran = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "pip install" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
 def test_other_processors_are_compiled_for(tmp_path):
     library = deploy.compile_onnx(small_file(tmp_path / "m.onnx"), target=OTHER)
     assert library.info["layers"][0]["N"] == 4
