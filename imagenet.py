@@ -4,57 +4,68 @@ python imagenet.py --arch mobilenet_v2 --data_set imagefolder --data_path ImageN
     --conv_type BlockL1Conv --N 4 --pr_target 0.5 --rearrange --job_dir experiments/v2_1x4
 """
 
+import copy
 import sys
 from functools import partial
 
 import torch
 from rich.console import Console
+from torch import nn
 
 import data
 import models
 import pruning
-from utils import callbacks, job, machine, report
+from utils import callbacks, job, machine, ranks, report
 from utils.count import count, totals
 from utils.export import export_onnx
 from utils.files import save_checkpoint
+from utils.loss import Loss
 from utils.options import Options, parse
 from utils.run import Run, evaluate, fit, learning_rate
 
 OPTIMIZERS = {
     "sgd": lambda parameters, o: torch.optim.SGD(
-        parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
+        parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
     ),
-    "adam": lambda parameters, o: torch.optim.Adam(parameters, o.lr, weight_decay=o.weight_decay),
+    "adam": lambda parameters, o: torch.optim.Adam(parameters, o.lr, weight_decay=o.weight_decay, fused=True),
 }
 
 
 def main(argv: list[str]) -> None:
     options = parse(argv, description=__doc__)
-    screen = report.screen()
     method = create_method(options)
     method.check(models.create_model(options.arch))
-    device, line = machine.pick_device(options.gpus[0])
-    screen.print(line)
-    torch.manual_seed(options.seed)
-    train, val = create_loaders(options, device, screen)
-    network = models.create_model(options.arch, len(train.classes), options.seed)
-    network.to(device, memory_format=torch.channels_last)
-    if options.evaluate:
-        return evaluate_checkpoint(options, network, val, screen)
+    if len(options.gpus) > 1 and torch.cuda.is_available() and not ranks.started():
+        ranks.start(__file__, argv, options.gpus)
+    with ranks.join() as here:
+        screen = report.screen(quiet=not here.first)
+        device, line = machine.pick_device(here.local if here.world > 1 else options.gpus[0])
+        screen.print(line if here.world == 1 else f"{line}; {here.world} processes")
+        torch.manual_seed(options.seed)
+        train, val = create_loaders(options, device, here, screen)
+        network = models.create_model(options.arch, len(train.classes), options.seed)
+        network.to(device, memory_format=torch.channels_last)
+        if options.evaluate:
+            evaluate_checkpoint(options, network, val, here, screen)
+        else:
+            prune(options, argv, network, method, train, val, here, screen)
 
+
+def prune(options: Options, argv: list[str], network: nn.Module, method, train, val, here, screen: Console) -> None:
     state = resumable(options, screen)
-    if not state:
+    if not state and here.first:
         job.begin(options, argv)
-    accuracy = load_and_attach(options, network, method, None if state else val, screen)
+    teacher, accuracy = load_and_attach(options, network, method, None if state else val, here, screen)
     run = Run(
         network,
         method,
         train,
+        loss=Loss(options.label_smoothing, teacher, options.distill, options.temperature),
         epochs=options.num_epochs,
-        rate=partial(rate, options),
+        rate=partial(learning_rate, options),
         make_optimizer=lambda parameters: OPTIMIZERS[options.optimizer](parameters, options),
-        label_smoothing=options.label_smoothing,
-        amp=options.amp,
+        ranks=here,
+        **{name: getattr(options, name) for name in ("accumulate", "amp", "ema", "compile")},
     )
     if state:
         run.load_state_dict(state)
@@ -69,14 +80,19 @@ def main(argv: list[str]) -> None:
         "accuracy": accuracy,
     }
     checkpoints = options.job_dir / "checkpoint"
-    record = callbacks.Record(options.job_dir, run.epoch, accuracy)
+    steps = [callbacks.Evaluate(val)]
+    if here.first:
+        steps.append(callbacks.Record(options.job_dir, run.epoch, accuracy))
     with callbacks.Save(checkpoints, facts) as save, callbacks.Show(screen) as show:
-        fit(run, [callbacks.Evaluate(val), record, show, save])
+        fit(run, [*steps, show, save])
         save.write(run, "last.pt")
 
+    run.keep_average()
     images = next(iter(val))[0][:8]
     kept = pruning.finish(method, network, images)
-    tuned = evaluate(network, val)
+    tuned = evaluate(network, val, here)
+    if not here.first:
+        return
     final = {"state_dict": network.state_dict(), "kept": kept, "epoch": run.epoch}
     save_checkpoint(checkpoints / "final.pt", facts | final)
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
@@ -93,14 +109,18 @@ def create_method(options: Options) -> pruning.Method:
 
 
 def method_label(options: Options) -> str:
-    """The method and its options, for titles."""
+    """The method and what was asked of it, for titles."""
     key = pruning.ALIASES.get(options.conv_type, options.conv_type)
-    taken = {name: getattr(options, name) for name in sorted(pruning.option_names(key) - {"seed"})}
-    return ", ".join([key, *(f"{name} {value}" for name, value in taken.items() if value is not False)])
+    always = {"N", "pr_target"}
+    asked = {name: getattr(options, name) for name in sorted(pruning.option_names(key) - {"seed"})}
+    told = {name: value for name, value in asked.items() if name in always or value != getattr(Options(), name)}
+    return ", ".join([key, *(name if value is True else f"{name} {value}" for name, value in told.items())])
 
 
-def create_loaders(options: Options, device: torch.device, screen: Console) -> tuple[data.Loader, data.Loader]:
-    return data.create_loaders(
+def create_loaders(options: Options, device: torch.device, here: ranks.Ranks, screen: Console) -> list[data.Loader]:
+    if options.train_batch_size % here.world:
+        raise ValueError(f"--train_batch_size {options.train_batch_size}: must divide among {here.world} processes")
+    loaders = data.create_loaders(
         options.data_set,
         data_path=options.data_path,
         image_size=image_size(options),
@@ -112,33 +132,42 @@ def create_loaders(options: Options, device: torch.device, screen: Console) -> t
         skip_bad=options.bad_pictures == "skip",
         say=screen.print,
     )
+    for loader in loaders:
+        loader.rank, loader.world, loader.limit = here.rank, here.world, 6 if options.debug else None
+    return loaders
 
 
 def image_size(options: Options) -> int:
     return options.image_size or data.DEFAULT_SIZE.get(options.data_set, 0)
 
 
-def rate(options: Options, epoch: int, step: int, steps: int) -> float:
-    return learning_rate(options.lr_policy, options.lr, epoch, options.num_epochs, options.warmup_epochs, step, steps)
-
-
-def load_and_attach(options: Options, network, method: pruning.Method, val: data.Loader | None, screen) -> dict:
-    """Dense weights in, then the method. Returns the accuracy before and after, if asked for and worth telling.
+def load_and_attach(
+    options: Options, network: nn.Module, method, val: data.Loader | None, here: ranks.Ranks, screen: Console
+) -> tuple[nn.Module | None, dict]:
+    """Dense weights in, then the method; accuracy before and after is told if `val` is given.
 
     A resumed run does this too, so that what the method plans from the dense weights comes out the same.
+
+    Returns:
+        the dense network if it is to be imitated, and accuracy by stage.
     """
-    facts = models.load_checkpoint(network, options.pretrained_model) if options.pretrained_model else {}
-    if not options.pretrained_model or val is None:
-        method.attach(network)
-        return {}
-    if "note" in facts:
-        screen.print(f"{options.pretrained_model}: {facts['note']}")
-    dense = evaluate(network, val)
-    screen.print(f"dense: top-1 {dense['top1']:.2f}, top-5 {dense['top5']:.2f}, loss {dense['loss']:.4f}")
+    accuracy = {}
+
+    def tell(stage: str, label: str) -> None:
+        if val is not None and options.pretrained_model:
+            figures = accuracy[stage] = evaluate(network, val, here)
+            loss = f"loss {figures['loss']:.4f}"
+            screen.print(f"{label}: top-1 {figures['top1']:.2f}, top-5 {figures['top5']:.2f}, {loss}")
+
+    if options.pretrained_model:
+        facts = models.load_checkpoint(network, options.pretrained_model)
+        if "note" in facts:
+            screen.print(f"{options.pretrained_model}: {facts['note']}")
+    teacher = copy.deepcopy(network).eval() if options.distill else None
+    tell("dense", "dense")
     method.attach(network)
-    pruned = evaluate(network, val)
-    screen.print(f"pruned, before training: top-1 {pruned['top1']:.2f}, top-5 {pruned['top5']:.2f}")
-    return {"dense": dense, "pruned": pruned}
+    tell("pruned", "pruned, before training")
+    return teacher, accuracy
 
 
 def resumable(options: Options, screen: Console) -> dict | None:
@@ -155,18 +184,29 @@ def resumable(options: Options, screen: Console) -> dict | None:
     return state
 
 
-def evaluate_checkpoint(options: Options, network, val: data.Loader, screen: Console) -> None:
+def evaluate_checkpoint(options: Options, network: nn.Module, val: data.Loader, here, screen: Console) -> None:
+    """Accuracy, sparsity by layer and whether the blocks are whole; with --export_onnx, `model.onnx` too."""
     facts = models.load_checkpoint(network, options.evaluate)
-    figures = evaluate(network, val)
-    sums = totals(network, count(network, next(iter(val))[0][:1]))
+    figures = evaluate(network, val, here)
+    images = next(iter(val))[0][:8]
+    costs = count(network, images[:1])
+    sums = totals(network, costs)
+    lengths = pruning.find_blocks(network, options.N)
+    rows = [["layer", "shape", "sparsity", "blocks"]]
+    for name, cost in costs.items():
+        shape = "x".join(map(str, cost.shape))
+        rows.append([name, shape, f"{100 * (1 - cost.density):.2f} %", lengths.get(name, ("", ""))[1]])
+    report.show(rows, str(options.evaluate), screen)
     screen.print(
         f"{options.evaluate}: top-1 {figures['top1']:.2f}, top-5 {figures['top5']:.2f}, loss {figures['loss']:.4f}; "
         f"sparsity {100 * sums['sparsity']:.2f} %, multiply-adds {sums['macs_kept']:,} of {sums['macs']:,}"
         + (f"; {facts['note']}" if "note" in facts else "")
     )
+    if options.export_onnx and here.first:
+        export(options, network, {name: {"N": N, "rate": 1} for name, (N, _) in lengths.items()}, images, screen)
 
 
-def export(options: Options, network, kept: dict, images: torch.Tensor, screen: Console) -> dict[str, str]:
+def export(options: Options, network: nn.Module, kept: dict, images: torch.Tensor, screen: Console) -> dict[str, str]:
     """Write `model.onnx` with blocks as consecutive rows. Returns why not, for the layers where that is impossible."""
     lengths = {name: layer["N"] for name, layer in kept.items() if layer.get("N") and layer.get("rate")}
     network, fixed = pruning.proven_copy(network, partial(pruning.gather_blocks, lengths=lengths), images)

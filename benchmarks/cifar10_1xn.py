@@ -2,8 +2,8 @@
 
 python benchmarks/cifar10_1xn.py --data_path CIFAR10 --pretrained_model resnet20.th
 
-Runs `imagenet.py` once for every row of the table and every seed, all with the same budget, the dense network too, then
-`model_tune.py` for the rows in blocks. Interrupted, it goes on where it was. Writes `results/cifar10_1xn.md` and `.png`.
+Runs `imagenet.py` once for every row of the table and every seed, all with the same budget, the dense network too, and
+`model_tune.py` for rows in blocks. Interrupted, it goes on where it was. Writes `results/cifar10_1xn.md` and `.png`.
 """
 
 import argparse

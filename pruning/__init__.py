@@ -6,13 +6,14 @@ from functools import partial
 
 from pruning.method import Method, finish, proven_copy
 from pruning.oneshot import ROWS, OneShot
-from pruning.surgery import gather_blocks
+from pruning.surgery import find_blocks, gather_blocks
 
 __all__ = [
     "ALIASES",
     "METHODS",
     "Method",
     "create_method",
+    "find_blocks",
     "finish",
     "gather_blocks",
     "option_names",

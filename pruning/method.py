@@ -26,21 +26,22 @@ class Method:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""
         return [make([parameter for parameter in network.parameters() if parameter.requires_grad])]
 
-    def step(self, run, *batches: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """One training step on `batches` of (images (B, 3, H, W), labels (B,)). Returns loss and logits of the last."""
+    def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
+        """One training step on `batches` of (images (B, 3, H, W), labels (B,)): by default one update, by the mean."""
         for images, labels in batches:
-            logits, loss = run.forward(images, labels)
-            run.backward(loss)
+            run.backward(run.forward(images, labels) / len(batches))
         self.on_gradients(run)
         run.update()
         self.after_update(run)
-        return loss.detach(), logits.detach()
 
     def on_gradients(self, run) -> None:
         """Gradients are complete and unscaled."""
 
     def after_update(self, run) -> None:
         """Weights are new: thresholds, masks. `run.iteration` and `run.progress` (0 to 1) are known."""
+
+    def settle(self, network: nn.Module) -> None:
+        """Weights come from elsewhere (an average): make them obey the method. Called before evaluating and saving."""
 
     def finish(self, network: nn.Module) -> dict[str, dict]:
         """Fold the method away in place: only plain layers remain, same outputs. Returns what was kept, per layer."""

@@ -157,7 +157,10 @@ class OneShot(Method):
     def after_update(self, run) -> None:
         if self.schedule != "oneshot" and not self.done:
             self._grow(run)
-        hold(list(masked_layers(run.network).values()))
+        self.settle(run.network)
+
+    def settle(self, network: nn.Module) -> None:
+        hold(list(masked_layers(network).values()))
 
     def _grow(self, run) -> None:
         """Select anew when it is time; what is pruned stays so, being the smallest of all."""

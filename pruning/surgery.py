@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.graph import Graph, Space
-from pruning.patterns import blocks_intact, gathering_order
+from pruning.patterns import blocks_intact, gathering_order, living_kernels
 
 
 def gather_blocks(network: nn.Module, lengths: dict[str, int]) -> dict[str, str]:
@@ -61,3 +61,27 @@ def _permute_space(graph: Graph, space: Space, order: Tensor) -> None:
         # A linear layer behind a flatten sees several columns a channel.
         columns = weight.unflatten(1, (space.channels, -1))
         weight.copy_(columns[:, order].reshape(weight.shape))
+
+
+def find_blocks(network: nn.Module, N: int) -> dict[str, tuple[int, str]]:
+    """Of every layer with zeros: the longest block length up to `N` in its weights, and how its blocks lie.
+
+    Rows are compared for the same living kernels, so blocks that a rearrangement scattered are found too.
+    """
+    found = {}
+    for name, layer in Graph(network).masked_layers().items():
+        weight = layer.weight.detach().cpu()
+        alive = living_kernels(weight)
+        if alive.all():
+            continue
+        length = next(n for n in range(min(N, len(alive)), 0, -1) if n == 1 or _in_blocks(weight, n))
+        if length == 1:
+            found[name] = (1, "none: single kernels" if bool((weight.flatten(2)[alive] != 0).all()) else "none")
+        else:
+            where = "whole" if blocks_intact(weight, length) else "scattered by rearrangement"
+            found[name] = (length, f"1x{length}, {where}")
+    return found
+
+
+def _in_blocks(weight: Tensor, n: int) -> bool:
+    return blocks_intact(weight, n) or blocks_intact(weight[gathering_order(weight, n)], n)

@@ -11,10 +11,13 @@ from torch import nn
 
 import models
 from utils import report
+from utils.average import Average
 from utils.callbacks import Record
 from utils.count import count, totals
 from utils.files import atomic, save_checkpoint
-from utils.options import Options, parse
+from utils.loss import Loss
+from utils.options import Options, parse, parser
+from utils.ranks import Ranks
 from utils.run import Meter, learning_rate
 
 # Freezing the command line: a flag is added on purpose.
@@ -25,12 +28,12 @@ FLAGS = """
 --pretrained_model --pretrain_model --evaluate --pruned_model --resume --no-resume --export_onnx --no-export_onnx
 --num_epochs --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum
 --nesterov --no-nesterov --weight_decay --amp --no-amp --label_smoothing --label-smoothing -h --help
+--lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --no-debug --accumulate --compile --no-compile --ema
+--distill --temperature
 """
 
 
 def test_the_command_line_is_frozen():
-    from utils.options import parser
-
     assert set(parser()._option_string_actions) == set(FLAGS.split())
 
 
@@ -59,7 +62,11 @@ def test_both_spellings_mean_the_same(tmp_path):
         (["--train_batch_size", "0"], "--train_batch_size 0"),
         (["--evaluate", "nowhere.pt"], "--evaluate nowhere.pt: must be an existing path"),
         (["--num_epochs", "3", "--warmup_length", "3"], "--warmup_length 3"),
-        (["--gpus", "0", "1"], "one GPU"),
+        (["--gpus", "1", "1"], "different GPUs"),
+        (["--distill", "0.5"], "--distill 0.5: must be 0 without --pretrained_model"),
+        (["--ema", "1.5"], "--ema 1.5: must be a decay"),
+        (["--bn_type", "LearnedBatchNorm"], "--bn_type had no effect in the published code"),
+        (["--test_only"], "--test_only had no effect .* use --evaluate"),
         (["--config", "nowhere.yml"], "--config nowhere.yml: .*No such file"),
         (["--arc", "resnet20"], "unrecognized arguments: --arc"),  # no guessing at flags
     ],
@@ -98,16 +105,17 @@ def test_every_option_has_help_and_survives_json():
 
 def test_published_learning_rates():
     def cos(epoch, step):
-        return learning_rate("cos", 0.01, epoch, 180, 5, step, 5005)
+        return learning_rate(Options(), epoch, step, 5005)
 
     assert cos(0, 0) == pytest.approx(3.99e-7, rel=2e-3)
     assert cos(4, 5004) == pytest.approx(9.9992e-3, rel=1e-4)
     assert cos(5, 0) == pytest.approx(1.0e-2)
     assert cos(90, 17) == pytest.approx(5.2243e-3, rel=1e-4)
     assert cos(179, 0) == pytest.approx(8.06e-7, rel=1e-3)
-    assert learning_rate("step", 1.0, 85, 180, 5, 0, 10) == pytest.approx(1e-3)
-    assert learning_rate("exp", 1.0, 10, 180, 5, 0, 10) == pytest.approx(0.96**10)
-    assert learning_rate("fixed", 1.0, 100, 180, 5, 0, 10) == 1.0
+    for policy, epoch, expected in (("step", 85, 1e-3), ("exp", 10, 0.96**10), ("fixed", 100, 1.0)):
+        assert learning_rate(Options(lr=1.0, lr_policy=policy), epoch, 0, 10) == pytest.approx(expected)
+    options = Options(lr=1.0, lr_policy="step", lr_decay_step=[50, 100], lr_gamma=0.5)
+    assert [learning_rate(options, epoch, 0, 10) for epoch in (49, 50, 120)] == [1.0, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,27 @@ def test_meter_counts_by_hand():
     logits = torch.eye(10)[:4] * 5
     meter.add(torch.tensor(2.0), logits, torch.tensor([0, 1, 9, 9]))
     meter.add(torch.tensor(1.0), logits[:1], torch.tensor([0]))
-    assert meter.result() == {"loss": pytest.approx(1.8), "top1": 60.0, "top5": 60.0}
+    assert meter.result(Ranks()) == {"loss": pytest.approx(1.8), "top1": 60.0, "top5": 60.0}
+
+
+def test_average_by_hand_and_swapped():
+    network = nn.BatchNorm1d(1)
+    average = Average(network, 0.75)
+    with torch.no_grad():
+        network.weight.fill_(5.0)
+        network.running_mean.fill_(4.0)
+    average.update()
+    with average.in_place():
+        assert (float(network.weight), float(network.running_mean)) == (2.0, 1.0)  # 0.75 * 1 + 0.25 * 5
+    assert (float(network.weight), float(network.running_mean)) == (5.0, 4.0)
+
+
+def test_distillation_is_nothing_between_equals_and_pulls_otherwise():
+    logits, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    plain = Loss()(logits, labels, logits)
+    assert torch.isclose(Loss(0.0, nn.Identity(), 0.5)(logits, labels, logits), 0.5 * plain)
+    far = Loss(0.0, nn.Identity(), 0.5)(logits, labels, -logits)
+    assert far > 0.5 * plain
 
 
 def test_a_broken_write_leaves_the_old_file(tmp_path):

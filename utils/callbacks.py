@@ -27,7 +27,8 @@ class Evaluate(Callback):
         self.loader = loader
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
-        results["val"] = evaluate(run.network, self.loader)
+        with run.settled():
+            results["val"] = evaluate(run.network, self.loader, run.ranks)
 
 
 class Record(Callback):
@@ -49,7 +50,7 @@ class Record(Callback):
                 self.write(0, stage, figures)
 
     def after_step(self, run: Run) -> None:
-        self.images += run.loader.batch_size * run.method.batches_per_step
+        self.images += run.loader.batch_size * run.batches_per_step
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
         rate = run.optimizers[0].param_groups[0]["lr"]
@@ -94,21 +95,30 @@ class Save(Callback):
         self.stop = number
 
     def after_step(self, run: Run) -> None:
-        if self.stop:
-            self.write(run, "last.pt")
-            raise SystemExit(128 + self.stop)
+        # Several processes must stop after the same step, so they ask each other, now and then.
+        if run.ranks.world == 1 or run.iteration % 10 == 0:
+            self._stop_if_told(run)
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
         is_best = results["val"]["top1"] > run.best
         run.best = max(run.best, results["val"]["top1"])
         if is_best:
-            self.write(run, "best.pt")
+            with run.settled():
+                self.write(run, "best.pt")
         self.write(run, "last.pt")
-        if self.stop:
-            raise SystemExit(128 + self.stop)
+        self._stop_if_told(run, saved=True)
 
     def write(self, run: Run, name: str) -> None:
-        save_checkpoint(self.folder / name, self.facts | {"epoch": run.epoch} | run.state_dict())
+        run.ranks.check_same([*run.network.parameters()], "weights")
+        if run.ranks.first:
+            save_checkpoint(self.folder / name, self.facts | {"epoch": run.epoch} | run.state_dict())
+
+    def _stop_if_told(self, run: Run, saved: bool = False) -> None:
+        self.stop = run.ranks.highest(self.stop)
+        if self.stop:
+            if not saved:
+                self.write(run, "last.pt")
+            raise SystemExit(128 + self.stop)
 
 
 class Show(Callback):
@@ -129,12 +139,12 @@ class Show(Callback):
         self.bar.stop()
 
     def after_step(self, run: Run) -> None:
-        steps = len(run.loader) // run.method.batches_per_step
+        steps = len(run.loader) // run.batches_per_step
         if self.task is None:
             self.since, self.first = time.perf_counter(), run.iteration
             self.task = self.bar.add_task("", total=steps * run.epochs, completed=run.iteration, rate="")
         elif self.console.is_terminal:
-            images = (run.iteration - self.first) * run.loader.batch_size * run.method.batches_per_step
+            images = (run.iteration - self.first) * run.loader.batch_size * run.batches_per_step
             rate = f"{images / (time.perf_counter() - self.since):.0f} images/s"
             where = f"epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}"
             self.bar.update(self.task, completed=run.iteration, description=where, rate=rate)

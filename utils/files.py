@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator:
@@ -33,6 +31,8 @@ def atomic(path: Path) -> Iterator:
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
+    import torch  # here, so that reports can be written without it
+
     with atomic(path) as file:
         torch.save(content, file)
 

@@ -31,7 +31,7 @@ class Options:
     job_dir: Path = option(Path("experiments"), "where the run writes its records, checkpoints and reports")
     config: Path | None = option(None, "YAML file of options by these names; the command line wins")
     seed: int = option(0, "of initial weights, shuffling, augmentation and random masks")
-    gpus: list[int] = option([0], "GPU to use; without one the CPU is used")
+    gpus: list[int] = option([0], "GPUs to use, a process each; without one the CPU is used")
     workers: int = option(2, "processes that decode pictures")
 
     # How it is pruned.
@@ -57,6 +57,7 @@ class Options:
     export_onnx: bool = option(False, "write job_dir/model.onnx, its outputs checked")
 
     # How it is trained.
+    debug: bool = option(False, "only six batches an epoch, to try things out")
     num_epochs: int = option(180, "epochs of training; 0: prune, write and evaluate only")
     train_batch_size: int = option(256, "pictures a step")
     eval_batch_size: int = option(256, "pictures a step of evaluation")
@@ -64,10 +65,18 @@ class Options:
     lr: float = option(0.01, "peak learning rate")
     lr_policy: str = option("cos", "schedule, epoch by epoch", "--lr_type", choices=("cos", "step", "exp", "fixed"))
     warmup_length: int | None = option(None, "epochs of linear warm-up (default: 5, a tenth of runs under 50 epochs)")
+    lr_gamma: float = option(0.1, "factor of the step schedule")
+    lr_decay_freq: int = option(30, "epochs between two decays of the step schedule", "--lr_adjust")
+    lr_decay_step: list[int] | None = option(None, "decay of the step schedule at these epochs instead")
     momentum: float = option(0.9, "of sgd")
     nesterov: bool = option(False, "Nesterov momentum")
     weight_decay: float = option(4e-5, "on all parameters")
+    accumulate: int = option(1, "batches whose mean gradient makes one update")
     amp: bool = option(False, "train in bfloat16 where that is safe (autocast); evaluation stays in float32")
+    compile: bool = option(False, "compile the network with torch.compile")
+    ema: float | None = option(None, "decay of an average of the weights that is evaluated and kept, say 0.999")
+    distill: float = option(0.0, "share of the loss that imitates the dense pretrained network")
+    temperature: float = option(4.0, "of the imitation: both networks' logits are divided by it")
     label_smoothing: float = option(0.0, "share of the target spread over all classes", "--label-smoothing")
 
     def __post_init__(self) -> None:
@@ -77,8 +86,14 @@ class Options:
             _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _demand(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more")
         _demand(self.lr > 0, "lr", self.lr, "above 0")
-        _demand(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
-        _demand(len(self.gpus) == 1, "gpus", self.gpus, "one GPU; several are not supported yet")
+        for name in ("accumulate", "lr_decay_freq"):
+            _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("label_smoothing", "distill"):
+            _demand(0 <= getattr(self, name) < 1, name, getattr(self, name), "a share in [0, 1)")
+        _demand(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "a decay in (0, 1)")
+        _demand(self.temperature > 0, "temperature", self.temperature, "above 0")
+        _demand(not self.distill or self.pretrained_model, "distill", self.distill, "0 without --pretrained_model")
+        _demand(len(set(self.gpus)) == len(self.gpus), "gpus", self.gpus, "different GPUs")
         _demand(self.optimizer == "sgd" or not self.nesterov, "nesterov", True, "for --optimizer sgd only")
         warmup = self.warmup_epochs
         _demand(0 <= warmup < max(self.num_epochs, 1), "warmup_length", warmup, "0 or more, below num_epochs")
@@ -103,6 +118,18 @@ FREE_ON_RESUME = {
 def _demand(holds: bool, name: str, value: object, what: str) -> None:
     if not holds:
         raise ValueError(f"--{name} {value}: must be {what}")
+
+
+# Flags of the published code that did nothing there, and why they are not taken here.
+REFUSED = {
+    "--test_only": "use --evaluate CHECKPOINT",
+    "--random_rule": "weights come from --pretrained_model, chance from --seed",
+    "--bn_type": "networks have the batch-norm of their papers",
+    "--first-layer-type": "the first layer is always dense",
+    "--nonlinearity": "networks start as their papers say",
+    "--init": "networks start as their papers say",
+    "--mode": "networks start as their papers say",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,6 +163,10 @@ def parse(argv: list[str], cls: type = Options, description: str | None = None):
     Raises:
         ValueError: one line with the flag or key, the value and the valid choices.
     """
+    for argument in argv:
+        flag = argument.split("=")[0]
+        if flag in REFUSED:
+            raise ValueError(f"{flag} had no effect in the published code and is not taken here: {REFUSED[flag]}")
     given = vars(parser(cls, description).parse_args(argv))
     return cls(**(_from_yaml(given["config"], cls) if "config" in given else {}) | given)
 

@@ -18,9 +18,9 @@ RUNTIMES = {
 Rows = list[list[str]]
 
 
-def screen() -> Console:
+def screen(quiet: bool = False) -> Console:
     """Where lines and tables go: as wide as the terminal, or wide where there is none."""
-    settings = {"soft_wrap": True, "highlight": False, "markup": False}
+    settings = {"soft_wrap": True, "highlight": False, "markup": False, "quiet": quiet}
     console = Console(**settings)
     return console if console.is_terminal else Console(**settings, width=160)
 

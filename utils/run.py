@@ -1,23 +1,36 @@
 """A training run: its state, and the loop that never learns what the method does."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.average import Average
+from utils.ranks import Ranks
 
-def learning_rate(policy: str, base: float, epoch: int, epochs: int, warmup: int, step: int, steps: int) -> float:
-    """The rate of step `step` (of `steps`) of `epoch`. As published, only the warm-up is finer than epochs."""
-    if policy == "cos":
-        rate = 0.5 * base * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
-    elif policy == "step":
-        rate = base * 0.1 ** (epoch // 30 + (epoch >= 80))
-    elif policy == "exp":
-        rate = base * 0.96**epoch
-    else:
-        rate = base
+# Policy -> share of the peak rate in an epoch. As published, only the warm-up is finer than epochs.
+POLICIES = {
+    "cos": lambda o, e: 0.5 + 0.5 * math.cos(math.pi * (e - o.warmup_epochs) / (o.num_epochs - o.warmup_epochs)),
+    "step": lambda o, e: o.lr_gamma ** decays(o, e),
+    "exp": lambda o, e: 0.96**e,
+    "fixed": lambda o, e: 1.0,
+}
+
+
+def decays(options, epoch: int) -> int:
+    """How often the step policy has decayed: at the given epochs, or as published every 30 and once more at 80."""
+    if options.lr_decay_step:
+        return sum(epoch >= milestone for milestone in options.lr_decay_step)
+    return epoch // options.lr_decay_freq + (epoch >= 80)
+
+
+def learning_rate(options, epoch: int, step: int, steps: int) -> float:
+    """The rate of step `step` (of `steps`) of `epoch`, under the `Options` of a run."""
+    rate = options.lr * POLICIES[options.lr_policy](options, epoch)
+    warmup = options.warmup_epochs
     return rate * (1 + step + epoch * steps) / (warmup * steps) if epoch < warmup else rate
 
 
@@ -32,9 +45,9 @@ class Meter:
         count = len(labels)
         self.sums += torch.stack([loss * count, hits[:, 0].sum(), hits.sum(), loss.new_tensor(count)]).double()
 
-    def result(self) -> dict[str, float]:
-        """Mean loss, top-1 and top-5 in per cent."""
-        loss, top1, top5, count = self.sums.tolist()
+    def result(self, ranks: Ranks) -> dict[str, float]:
+        """Mean loss, top-1 and top-5 in per cent, over the pictures of all processes."""
+        loss, top1, top5, count = ranks.sum(self.sums.clone()).tolist()
         return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count} if count else {}
 
 
@@ -43,8 +56,14 @@ class Run:
 
     Args:
         loader: of training batches; its `epoch` and `batch` are the run's position.
+        loss: (logits, labels, images) -> mean loss of a batch.
         rate: (epoch, step, steps an epoch) -> learning rate.
         make_optimizer: parameters -> optimiser.
+        ranks: the processes that share every batch.
+        accumulate: batches whose mean gradient makes one update.
+        amp: compute in bfloat16 where that is safe.
+        ema: decay of an average of the weights, which is evaluated and kept instead of the last ones.
+        compile: by torch.compile.
     """
 
     def __init__(
@@ -52,17 +71,27 @@ class Run:
         network: nn.Module,
         method,
         loader,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         epochs: int,
         rate: Callable[[int, int, int], float],
         make_optimizer: Callable[[list], torch.optim.Optimizer],
-        label_smoothing: float = 0.0,
+        ranks: Ranks | None = None,
+        accumulate: int = 1,
         amp: bool = False,
+        ema: float | None = None,
+        compile: bool = False,
     ):
-        self.network, self.method, self.loader, self.epochs, self.rate = network, method, loader, epochs, rate
-        self.label_smoothing, self.amp = label_smoothing, amp
+        self.network, self.method, self.loader, self.loss = network, method, loader, loss
+        self.epochs, self.rate, self.amp = epochs, rate, amp
+        self.ranks = ranks or Ranks()
+        self.batches_per_step = method.batches_per_step * accumulate
         self.optimizers = method.optimizers(network, make_optimizer)
+        self.average = Average(network, ema) if ema else None
+        self.model = torch.compile(network) if compile else network  # computes what `network` does, faster
+        if self.ranks.world > 1:
+            self.model = nn.parallel.DistributedDataParallel(self.model)
         self.meter = Meter(loader.device)
-        self.iteration = 0
+        self.iteration = 0  # updates done
         self.best = -math.inf  # top-1 of the best evaluation
         self._last_loss = torch.zeros(())
 
@@ -75,12 +104,15 @@ class Run:
         """Share of the training done, 0 to 1."""
         return (self.epoch + self.loader.batch / len(self.loader)) / self.epochs
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and loss of a batch."""
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch; its figures go into the meter."""
         with torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.network(images)
+            logits = self.model(images)
         logits = logits.float()
-        return logits, F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, labels, images)
+        self._last_loss = loss.detach()
+        self.meter.add(self._last_loss, logits.detach(), labels)
+        return loss
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -97,8 +129,22 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(self.epoch, self.loader.batch - 1, len(self.loader))
         self.check_finite()  # of the step before: asking for this one's loss would make a GPU wait
-        self._last_loss, logits = self.method.step(self, *batches)
-        self.meter.add(self._last_loss, logits, batches[-1][1])
+        self.method.step(self, *batches)
+        if self.average:
+            self.average.update()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """In this block the network has the weights to evaluate and to keep, and they obey the method."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            self.method.settle(self.network)
+            yield
+
+    def keep_average(self) -> None:
+        """Training is over: the network takes the weights to keep for good."""
+        if self.average:
+            self.average.swap()
+        self.method.settle(self.network)
 
     def check_finite(self) -> None:
         if not math.isfinite(self._last_loss):
@@ -119,6 +165,7 @@ class Run:
             "iteration": self.iteration,
             "best": self.best,
             "meter": self.meter.sums.tolist(),
+            "average": self.average.tensors if self.average else None,
             "rng": rng,
         }
 
@@ -131,6 +178,8 @@ class Run:
             self.loader.load_state_dict(state["loader"])
             self.iteration, self.best = state["iteration"], state["best"]
             self.meter.sums.copy_(torch.tensor(state["meter"], dtype=torch.float64))
+            if self.average:
+                self.average.load(state["average"])
             torch.set_rng_state(state["rng"]["cpu"])
             if "cuda" in state["rng"] and self.loader.device.type == "cuda":
                 torch.cuda.set_rng_state(state["rng"]["cuda"], self.loader.device)
@@ -141,28 +190,28 @@ class Run:
 def fit(run: Run, callbacks: list) -> None:
     """Train `run` to its end. Callbacks are told `after_step(run)` and `after_epoch(run, results)`."""
     while run.epoch < run.epochs:
-        group = []
+        batches = []
         for batch in run.loader:
-            group.append(batch)
-            if len(group) < run.method.batches_per_step:
+            batches.append(batch)
+            if len(batches) < run.batches_per_step:
                 continue
-            run.step(*group)
-            group = []
+            run.step(*batches)
+            batches = []
             for callback in callbacks:
                 callback.after_step(run)
         run.check_finite()
-        results = {"train": run.meter.result()}  # callbacks add to it, and see what those before them added
+        results = {"train": run.meter.result(run.ranks)}  # callbacks add to it, and see what those before them added
         run.meter = Meter(run.loader.device)
         for callback in callbacks:
             callback.after_epoch(run, results)
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, loader) -> dict[str, float]:
-    """Loss, top-1 and top-5 (per cent) over all pictures of `loader`, each once."""
+def evaluate(network: nn.Module, loader, ranks: Ranks | None = None) -> dict[str, float]:
+    """Loss, top-1 and top-5 (per cent) over all pictures of `loader`, each once, whichever process has it."""
     network.eval()
     meter = Meter(loader.device)
     for images, labels in loader:
         logits = network(images)
         meter.add(F.cross_entropy(logits, labels), logits, labels)
-    return meter.result()
+    return meter.result(ranks or Ranks())
