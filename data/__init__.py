@@ -1,9 +1,9 @@
-"""Where batches come from: `create_loaders` returns the (train, val) pair of a data set."""
+"""Where batches come from: `create_loaders` returns the (train, val) pair of a data set, `check` its bad pictures."""
 
 from data.loader import MEAN, STD, Loader
-from data.sources import DEFAULT_SIZE, SOURCES, Request
+from data.sources import DEFAULT_SIZE, SAMPLES, SOURCES, Request, decode_all
 
-__all__ = ["DEFAULT_SIZE", "MEAN", "SOURCES", "STD", "Loader", "create_loaders"]
+__all__ = ["DEFAULT_SIZE", "MEAN", "SOURCES", "STD", "Loader", "check", "create_loaders"]
 
 
 def create_loaders(data_set: str, **request) -> tuple[Loader, Loader]:
@@ -12,6 +12,30 @@ def create_loaders(data_set: str, **request) -> tuple[Loader, Loader]:
     Raises:
         ValueError: in one line, what is wrong with the folder, a class or a picture.
     """
+    _known(data_set)
+    request = Request(**request)
+    if request.use_dali and data_set != "imagefolder":
+        raise ValueError(f"--use_dali is for --data_set imagefolder: {data_set} is not decoded as it is read")
+    return SOURCES[data_set](request)
+
+
+def check(data_set: str, **request) -> list[str]:
+    """Decodes every picture of the training and the validation folders; `path: reason` for each that does not decode.
+
+    A data set that is not a folder of pictures has none. The arguments and errors are those of `create_loaders`.
+    """
+    _known(data_set)
+    request = Request(**request)
+    samples = [s for part in SAMPLES[data_set](request).values() for s in part] if data_set in SAMPLES else []
+    problems = []
+    for number, problem in enumerate(decode_all(samples), start=1):
+        if problem:
+            problems.append(problem)
+        if number % 100_000 == 0:
+            request.say(f"{number} of {len(samples)} pictures decoded, {len(problems)} bad")
+    return problems
+
+
+def _known(data_set: str) -> None:
     if data_set not in SOURCES:
         raise ValueError(f"unknown data set {data_set!r}: one of {', '.join(SOURCES)}")
-    return SOURCES[data_set](Request(**request))

@@ -5,11 +5,9 @@ was interrupted. So the position in the epoch is all the state there is.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
 
@@ -29,16 +27,20 @@ class Loader:
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
         self.batch_size = min(batch_size, count)
         self.epoch = self.batch = 0
+        self.limit: int | None = None  # batches an epoch at most
+        self.rank, self.world = 0, 1  # of every batch, this process takes picture `rank` of each `world`
         self._mean = torch.tensor(MEAN, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(STD, device=device).view(3, 1, 1) * 255
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return self.count // self.batch_size if self.train else -(-self.count // self.batch_size)
+        batches = self.count // self.batch_size if self.train else -(-self.count // self.batch_size)
+        return batches if self.limit is None else min(batches, self.limit)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._order().split(self.batch_size)[self.batch : len(self)]
-        for images, labels in self._batches(plan):
+        shares = [numbers[self.rank :: self.world] for numbers in plan]
+        for images, labels in self._batches([numbers for numbers in shares if len(numbers)]):
             self.batch += self.train  # evaluation has no position: it always starts at the first picture
             yield self._normalise(images), labels.to(self.device, non_blocking=True)
         self.epoch, self.batch = self.epoch + self.train, 0
@@ -93,83 +95,3 @@ class ResidentLoader(Loader):
             index = (numbers[:, None, None], rows[:, :, None], columns[:, None, :])
             images = self.images[tuple(i.to(self.device) for i in index)]  # (B, size, size, 3)
             yield images.permute(0, 3, 1, 2), self.labels[numbers.to(self.device)]
-
-
-class FolderLoader(Loader):
-    """Pictures decoded and augmented by worker processes.
-
-    Args:
-        samples: (path, label) of every picture.
-        transform: PIL picture -> uint8 tensor (3, H, W); draws from torch's global generator.
-        skip_bad: a picture that does not decode is replaced by the next one instead of stopping the run.
-    """
-
-    def __init__(self, samples, transform, classes, batch_size, train, seed, device, workers=0, skip_bad=False):
-        super().__init__(len(samples), classes, batch_size, train, seed, device)
-        self.pictures = Pictures(samples, transform, seed, skip_bad)
-        self._plan: list[Tensor] = []
-        self._loader = DataLoader(
-            self.pictures,
-            batch_sampler=_Plan(self),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # its own, so that iterating leaves the run's random state alone
-        )
-
-    def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        self._plan = plan
-        try:
-            yield from self._loader
-        except ValueError as error:  # a worker's comes wrapped in its whole traceback
-            raise ValueError(str(error).rstrip().splitlines()[-1].removeprefix("ValueError: ")) from None
-
-
-class _Plan:
-    """The batch sampler of a `FolderLoader`: hands the epoch along with each picture's number."""
-
-    def __init__(self, loader: FolderLoader):
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader._plan)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for numbers in self.loader._plan:
-            yield [(self.loader.epoch, number) for number in numbers.tolist()]
-
-
-class Pictures(Dataset):
-    """Decoded pictures by (epoch, number); what chance does to one depends on the seed and these two alone."""
-
-    def __init__(self, samples: list[tuple[str, int]], transform, seed: int, skip_bad: bool):
-        self.samples, self.transform, self.seed, self.skip_bad = samples, transform, seed, skip_bad
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, number = key
-        for attempt in range(20 if self.skip_bad else 1):
-            path, label = self.samples[(number + attempt) % len(self)]
-            try:
-                picture = decode(path)
-                break
-            except ValueError as error:
-                problem = error
-        else:
-            raise problem
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, epoch, number)))
-            return self.transform(picture), label
-
-
-def decode(path: str | Path):
-    """The RGB picture in a file, wholly decoded. Raises ValueError that names the file."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a picture that decodes ({str(error).splitlines()[0]})") from None

@@ -1,19 +1,29 @@
 """The data sets: each function reads one kind and returns its (train, val) loaders."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import FolderLoader, Loader, ResidentLoader, decode
+from data.dali import DaliLoader
+from data.folder import FolderLoader, decode
+from data.loader import Loader, ResidentLoader
 
 CHECKED_UP_TO = 20_000  # pictures; larger sets are checked as they are read
 TRAIN_FOLDERS, VAL_FOLDERS = ("train", "ILSVRC2012_img_train"), ("val", "test")
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
+Sample = tuple[str, int]  # a picture's path and label
 Pair = tuple[Loader, Loader]
 
 
@@ -29,6 +39,7 @@ class Request:
     device: torch.device
     workers: int
     skip_bad: bool
+    use_dali: bool = False
     say: object = print  # where notes for the user go
 
     def loader_arguments(self, train: bool) -> dict:
@@ -55,62 +66,89 @@ def digits(request: Request) -> Pair:
     )
 
 
-def cifar10(request: Request) -> Pair:
-    """CIFAR-10 from torchvision's binary files or a `train/ test/` tree of its ten class folders; pad 4, crop, flip."""
-    make = partial(ResidentLoader, classes=CIFAR10, pad=4, flip=True)
+def cifar(data_set: str, request: Request) -> Pair:
+    """CIFAR-10 or -100 from torchvision's binary files or a `train/ test/` tree of class folders; pad 4, crop, flip."""
+    make = partial(ResidentLoader, classes=CIFAR[data_set], pad=4, flip=True)
     return tuple(
-        make(*_cifar10_part(_existing(request, "cifar10"), train), **request.loader_arguments(train))
-        for train in (True, False)
+        make(*(_cifar_binary(data_set, request, train) or _stacked(samples, 32)), **request.loader_arguments(train))
+        for train, samples in _cifar_samples(data_set, request).items()
     )
 
 
-def _cifar10_part(path: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """uint8 images (n, 32, 32, 3) and labels (n,)."""
-    if (path / "cifar-10-batches-py").is_dir():
-        from torchvision.datasets import CIFAR10 as Binary
+def _cifar_binary(data_set: str, request: Request, train: bool) -> tuple[Tensor, Tensor] | None:
+    from torchvision import datasets
 
-        try:
-            files = Binary(str(path), train=train)
-        except (RuntimeError, OSError, KeyError) as error:
-            raise ValueError(f"--data_path {path}: {str(error).splitlines()[0]}") from None
-        return torch.from_numpy(files.data), torch.tensor(files.targets)
-    classes, samples = _class_tree(_part(path, ("train",) if train else ("test", "val")))
-    if classes != CIFAR10:
-        raise ValueError(f"--data_path {path}: not the ten class folders of CIFAR-10 but {', '.join(classes[:10])}")
-    with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda sample: np.asarray(decode(sample[0])), samples))
-    odd = next((s[0] for s, p in zip(samples, pictures, strict=True) if p.shape != (32, 32, 3)), None)
+    binary = getattr(datasets, data_set.upper())
+    if not (request.data_path / binary.base_folder).is_dir():
+        return None
+    try:
+        files = binary(str(request.data_path), train=train)
+    except (RuntimeError, OSError, KeyError) as error:
+        raise ValueError(f"--data_path {request.data_path}: {str(error).splitlines()[0]}") from None
+    return torch.from_numpy(files.data), torch.tensor(files.targets)
+
+
+def _cifar_samples(data_set: str, request: Request) -> dict[bool, list[Sample]]:
+    from torchvision import datasets
+
+    path, expected = _existing(request, data_set), CIFAR[data_set]
+    if (path / getattr(datasets, data_set.upper()).base_folder).is_dir():
+        return {True: [], False: []}
+    trees = {True: _class_tree(_part(path, ("train",))), False: _class_tree(_part(path, ("test", "val")))}
+    for classes, _ in trees.values():
+        if classes != expected:
+            found = ", ".join(classes[:10])
+            raise ValueError(f"--data_path {path}: not the {len(expected)} class folders of {data_set} but {found}")
+    return {train: samples for train, (_, samples) in trees.items()}
+
+
+def tiny_imagenet(request: Request) -> Pair:
+    """Tiny-ImageNet-200 as it is published (200 classes of 64x64 pictures), all of it in memory; pad 4, crop, flip."""
+    classes, parts = _tiny_imagenet_parts(request)
+    return tuple(
+        ResidentLoader(*_stacked(samples, 64), classes, pad=4, flip=True, **request.loader_arguments(train))
+        for train, samples in parts.items()
+    )
+
+
+def _tiny_imagenet_parts(request: Request) -> tuple[list[str], dict[bool, list[Sample]]]:
+    path = _existing(request, "tiny_imagenet")
+    train, val = (_part(path, (name,)) for name in ("train", "val"))
+    try:
+        classes = sorted((path / "wnids.txt").read_text().split())
+        notes = (val / "val_annotations.txt").read_text().splitlines()  # picture, class, box
+    except OSError as error:
+        raise ValueError(f"--data_path {path}: has no {Path(error.filename).relative_to(path)}") from None
+    found, samples = _class_tree(train)
+    if found != classes:
+        odd = sorted(set(found) ^ set(classes))
+        raise ValueError(f"--data_path {path}: train and wnids.txt have different classes ({', '.join(odd[:5])}, ...)")
+    number = {name: label for label, name in enumerate(classes)}
+    rows = [line.split("\t")[:2] for line in notes if line.strip()]
+    odd = next((row for row in rows if len(row) < 2 or row[1] not in number), None)
     if odd:
-        raise ValueError(f"{odd}: a CIFAR-10 picture is 32x32")
-    return torch.from_numpy(np.stack(pictures)), torch.tensor([label for _, label in samples])
+        raise ValueError(f"{val / 'val_annotations.txt'}: {' '.join(odd)}: no class of wnids.txt")
+    return classes, {True: samples, False: [(str(val / "images" / name), number[label]) for name, label in rows]}
 
 
 def imagefolder(request: Request) -> Pair:
     """Any `train/ val/` (or `test/`) tree of class folders: random area 0.08 to 1 and flips, or the centre crop."""
-    from torchvision.transforms import v2
+    classes, parts = _imagefolder_parts(request)
+    make = partial(DaliLoader if request.use_dali else FolderLoader, size=request.image_size, classes=classes)
+    make = partial(make, workers=request.workers, skip_bad=request.skip_bad)
+    return tuple(
+        make(_checked(samples, request), **request.loader_arguments(train)) for train, samples in parts.items()
+    )
 
-    path, size = _existing(request, "imagefolder"), request.image_size
-    enlarged = round(size * 256 / 224)
-    transforms = {
-        True: [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()],
-        False: [v2.Resize(enlarged, antialias=True), v2.CenterCrop(size), v2.PILToTensor()],
-    }
-    parts = {True: _class_tree(_part(path, TRAIN_FOLDERS)), False: _class_tree(_part(path, VAL_FOLDERS))}
-    (classes, _), (val_classes, _) = parts.values()
+
+def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sample]]]:
+    path = _existing(request, "imagefolder")
+    classes, train = _class_tree(_part(path, TRAIN_FOLDERS))
+    val_classes, val = _class_tree(_part(path, VAL_FOLDERS))
     if classes != val_classes:
         odd = sorted(set(classes) ^ set(val_classes))
         raise ValueError(f"--data_path {path}: train and val have different classes ({', '.join(odd[:5])}, ...)")
-    return tuple(
-        FolderLoader(
-            _checked(samples, request),
-            v2.Compose(transforms[train]),
-            classes,
-            workers=request.workers,
-            skip_bad=request.skip_bad,
-            **request.loader_arguments(train),
-        )
-        for train, (_, samples) in parts.items()
-    )
+    return classes, {True: train, False: val}
 
 
 def fake(request: Request) -> Pair:
@@ -129,8 +167,20 @@ def fake(request: Request) -> Pair:
     )
 
 
-SOURCES = {"digits": digits, "cifar10": cifar10, "imagefolder": imagefolder, "fake": fake}
-DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "imagefolder": 224, "fake": 224}
+CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+SOURCES = {
+    "digits": digits,
+    **{name: partial(cifar, name) for name in CIFAR},
+    "tiny_imagenet": tiny_imagenet,
+    "imagefolder": imagefolder,
+    "fake": fake,
+}
+SAMPLES = {  # of the data sets that are folders of pictures: the (train, val) samples
+    **{name: partial(_cifar_samples, name) for name in CIFAR},
+    "tiny_imagenet": lambda request: _tiny_imagenet_parts(request)[1],
+    "imagefolder": lambda request: _imagefolder_parts(request)[1],
+}
+DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "imagefolder": 224, "fake": 224}
 
 
 def _existing(request: Request, name: str) -> Path:
@@ -159,12 +209,26 @@ def _class_tree(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
         raise ValueError(f"--data_path {path}: {str(error).splitlines()[0]}") from None
 
 
-def _checked(samples: list[tuple[str, int]], request: Request) -> list[tuple[str, int]]:
+def _stacked(samples: list[Sample], side: int) -> tuple[Tensor, Tensor]:
+    """uint8 images (n, side, side, 3) and labels (n,)."""
+    images = torch.empty(len(samples), side, side, 3, dtype=torch.uint8)
+    with ThreadPool() as pool:
+        for index, picture in enumerate(pool.imap(_decoded, samples, chunksize=64)):
+            if picture.shape != (3, side, side):
+                raise ValueError(f"{samples[index][0]}: a picture of this data set is {side}x{side}")
+            images[index] = picture.permute(1, 2, 0)
+    return images, torch.tensor([label for _, label in samples])
+
+
+def _decoded(sample: Sample) -> Tensor:
+    return decode(sample[0])
+
+
+def _checked(samples: list[Sample], request: Request) -> list[Sample]:
     """The samples that decode. A bad one is named; it stops the run unless `skip_bad`."""
     if len(samples) > CHECKED_UP_TO:
         return samples
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_problem, samples))
+    problems = list(decode_all(samples))
     bad = [problem for problem in problems if problem]
     if bad and not request.skip_bad:
         raise ValueError(f"{bad[0]}; {len(bad)} in all; --bad_pictures skip leaves them out")
@@ -173,7 +237,13 @@ def _checked(samples: list[tuple[str, int]], request: Request) -> list[tuple[str
     return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
 
 
-def _problem(sample: tuple[str, int]) -> str | None:
+def decode_all(samples: list[Sample]) -> Iterator[str | None]:
+    """What is wrong with each picture, in order, as the processor's cores get to it."""
+    with ThreadPool() as pool:
+        yield from pool.imap(_problem, samples, chunksize=64)
+
+
+def _problem(sample: Sample) -> str | None:
     try:
         decode(sample[0])
     except ValueError as error:

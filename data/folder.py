@@ -1,0 +1,152 @@
+"""Pictures in folders: the law of their crops and flips, and a loader that decodes them on worker processes.
+
+Chance is drawn here, from (seed, epoch, picture) alone, so every loader cuts the same piece out of the same picture.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.loader import Loader
+
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
+SPARE = 20  # how many pictures in a row may be bad before skipping them ends
+
+
+class Piece(NamedTuple):
+    """What training sees of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def piece(height: int, width: int, chance: random.Random) -> Piece:
+    """A crop by the law of torchvision's RandomResizedCrop, mirrored with probability one half."""
+    mirrored = chance.random() < 0.5
+    for _ in range(10):
+        area = height * width * chance.uniform(*AREA)
+        ratio = math.exp(chance.uniform(*map(math.log, RATIO)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return Piece(chance.randint(0, height - h), chance.randint(0, width - w), h, w, mirrored)
+    h, w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))  # a very long picture: its middle
+    return Piece((height - h) // 2, (width - w) // 2, h, w, mirrored)
+
+
+def chance_of(seed: int, epoch: int, number: int) -> random.Random:
+    return random.Random(f"{seed} {epoch} {number}")
+
+
+def enlarged(height: int, width: int, size: int) -> tuple[int, int]:
+    """Evaluation's height and width before the centre crop: the shorter side is 256 where the crop is 224."""
+    short = round(size * 256 / 224)
+    return (short, short * width // height) if height <= width else (short * height // width, short)
+
+
+class FolderLoader(Loader):
+    """Pictures decoded, cut and resized by torchvision on worker processes.
+
+    Args:
+        samples: (path, label) of every picture.
+        size: height and width of what is yielded.
+        skip_bad: a picture that does not decode is replaced by the next one instead of stopping the run.
+    """
+
+    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False):
+        super().__init__(len(samples), classes, batch_size, train, seed, device)
+        self._plan: list[Tensor] = []
+        self._loader = DataLoader(
+            Pictures(samples, size, train, seed, skip_bad),
+            batch_sampler=_Plan(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that iterating leaves the run's random state alone
+        )
+
+    def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        self._plan = plan
+        try:
+            for images, labels in self._loader:
+                yield images.permute(0, 3, 1, 2), labels
+        except ValueError as error:  # a worker's comes wrapped in its whole traceback
+            raise ValueError(str(error).rstrip().splitlines()[-1].removeprefix("ValueError: ")) from None
+
+
+class _Plan:
+    """The batch sampler of a `FolderLoader`: hands the epoch along with each picture's number."""
+
+    def __init__(self, loader: FolderLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader._plan)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for numbers in self.loader._plan:
+            yield [(self.loader.epoch, number) for number in numbers.tolist()]
+
+
+class Pictures(Dataset):
+    """uint8 (size, size, 3) pictures and labels by (epoch, number)."""
+
+    def __init__(self, samples: list[tuple[str, int]], size: int, train: bool, seed: int, skip_bad: bool):
+        self.samples, self.size, self.train, self.seed, self.skip_bad = samples, size, train, seed, skip_bad
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, number = key
+        picture, (_, label) = readable(self.samples, number, self.skip_bad)
+        cut = self._train(picture, chance_of(self.seed, epoch, number)) if self.train else self._evaluate(picture)
+        return cut.permute(1, 2, 0).contiguous(), label
+
+    def _train(self, picture: Tensor, chance: random.Random) -> Tensor:
+        from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+
+        *box, mirrored = piece(*picture.shape[1:], chance)
+        cut = resized_crop(picture, *box, [self.size, self.size], antialias=True)
+        return horizontal_flip(cut) if mirrored else cut
+
+    def _evaluate(self, picture: Tensor) -> Tensor:
+        from torchvision.transforms.v2.functional import center_crop, resize
+
+        whole = resize(picture, list(enlarged(*picture.shape[1:], self.size)), antialias=True)
+        return center_crop(whole, [self.size, self.size])
+
+
+def readable(samples: list[tuple[str, int]], number: int, skip_bad: bool) -> tuple[Tensor, tuple[str, int]]:
+    """The picture of that number and its sample; where bad ones are skipped, the next that decodes."""
+    for attempt in range(SPARE if skip_bad else 1):
+        sample = samples[(number + attempt) % len(samples)]
+        try:
+            return decode(sample[0]), sample
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def decode(path: str) -> Tensor:
+    """The picture in a file as RGB, uint8 (3, H, W), wholly decoded. Raises ValueError that names the file."""
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        return decode_jpeg(read_file(path), ImageReadMode.RGB)
+    except RuntimeError:  # no JPEG, or a bad one: PIL reads everything else, and says best what is wrong
+        pass
+    try:
+        with Image.open(path) as picture:
+            return pil_to_tensor(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a picture that decodes ({str(error).splitlines()[0]})") from None
