@@ -80,11 +80,9 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
         "accuracy": accuracy,
     }
     checkpoints = options.job_dir / "checkpoint"
-    steps = [callbacks.Evaluate(val)]
-    if here.first:
-        steps.append(callbacks.Record(options.job_dir, run.epoch, accuracy))
     with callbacks.Save(checkpoints, facts) as save, callbacks.Show(screen) as show:
-        fit(run, [*steps, show, save])
+        told = [callbacks.Record(options.job_dir, run.epoch, accuracy), show] if here.first else []
+        fit(run, [callbacks.Evaluate(val), *told, save])
         save.write(run, "last.pt")
 
     run.keep_average()
@@ -96,10 +94,10 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     final = {"state_dict": network.state_dict(), "kept": kept, "epoch": run.epoch}
     save_checkpoint(checkpoints / "final.pt", facts | final)
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
-    told = {name: facts[name] for name in ("arch", "image_size", "options")}
-    told |= {"data_set": options.data_set, "method": method_label(options), "accuracy": accuracy | {"tuned": tuned}}
     costs = count(network, images[:1])
-    report.save_summary(options.job_dir, told | {"totals": totals(network, costs)}, costs, kept, fixed)
+    head = {name: facts[name] for name in ("arch", "image_size", "options")} | {"data_set": options.data_set}
+    head |= {"method": method_label(options), "accuracy": accuracy | {"tuned": tuned}}
+    report.save_summary(options.job_dir, head | {"totals": totals(network, costs)}, costs, kept, fixed)
     report.write(options.job_dir, screen)
 
 
