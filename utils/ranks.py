@@ -68,6 +68,7 @@ def join() -> Iterator[Ranks]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        dist.barrier()  # the first still writes; gloo aborts a process that leaves before it
     finally:
         dist.destroy_process_group()
 
