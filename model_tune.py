@@ -105,6 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     (out / "deploy.md").write_text(report.markdown(sparse.info))
     print(f"wrote {out / 'lib.so'}, deploy.json, deploy.md")
+    job_dir = Path(options.onnx_path).parent
+    if out == job_dir / "deploy" and (job_dir / "summary.json").exists():  # complete the report of imagenet.py
+        from utils import report as job_report
+
+        job_report.write(job_dir, job_report.screen())
     return 0
 
 

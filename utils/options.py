@@ -157,6 +157,18 @@ def parser(cls: type = Options, description: str | None = None) -> argparse.Argu
     return result
 
 
+def table() -> str:
+    """The options as a Markdown table: flags, default, help."""
+    rows = ["| flag | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Options):
+        flags = ", ".join(f"`{flag}`" for flag in (f"--{field.name}", *field.metadata["spellings"]))
+        default = getattr(Options(), field.name)
+        default = "" if default is None else "off" if default is False else default
+        choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        rows.append(f"| {flags} | {default} | {field.metadata['help']}{choices} |")
+    return "\n".join(rows) + "\n"
+
+
 def parse(argv: list[str], cls: type = Options, description: str | None = None):
     """Options from the command line over those of the `--config` file over the defaults.
 
