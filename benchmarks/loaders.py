@@ -2,9 +2,9 @@
 
 python benchmarks/loaders.py --data_path IMAGENET --workers 2
 
-The plain recipe (PIL, RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize on DataLoader workers) is 1.0. All take
-turns, round by round. Processor time is that of the process, its threads and its workers, so that other programs on the
-machine hardly matter; wall-clock figures are given too. Writes `benchmarks/results/loaders.md`.
+The plain recipe (PIL, RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize on DataLoader workers) is 1.0. All
+take turns, round by round. Processor time is that of the process, its threads and its workers, so that other programs
+hardly matter; wall-clock figures are given too. Writes `benchmarks/results/loaders.md`.
 """
 
 import argparse
@@ -121,14 +121,18 @@ def text(options: argparse.Namespace, rounds: dict[str, list[tuple[float, float]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return f"""# Loaders of image folders
 
-Training pictures of {options.image_size}x{options.image_size} on the CPU: medians of {options.rounds} interleaved rounds of {options.epochs} epochs,
-batches of {options.batch_size}, {options.workers} workers (threads, for DALI). A second of one core is a second of processor time, of the
-process, its threads and its workers together, so it holds on a busy machine; the wall clock does not.
+Training pictures of {options.image_size}x{options.image_size} on the CPU: medians of {options.rounds} interleaved
+rounds of {options.epochs} epochs, batches of {options.batch_size}, {options.workers} workers (threads, for DALI).
+A second of one core is a second of processor time, of the process, its threads and its workers together: other programs
+on the machine hardly change it, as they do the wall clock.
 
 {markdown(table)}
 - The plain recipe: PIL, RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize on DataLoader workers.
-- Command: `python benchmarks/loaders.py --data_path IMAGENET --image_size {options.image_size} --workers {options.workers}
-  --batch_size {options.batch_size} --rounds {options.rounds} --epochs {options.epochs}`
+- Ours, by default: libjpeg-turbo through torchvision, a crop that is drawn before it is resized in uint8 and kept
+  channels_last, flipped and sent as uint8, normalised a whole batch at a time.
+- What is left is decoding. DALI decodes the crop alone, but its resize on the CPU takes back what that saves.
+- Command: `python benchmarks/loaders.py --data_path IMAGENET --image_size {options.image_size}
+  --batch_size {options.batch_size} --workers {options.workers} --rounds {options.rounds} --epochs {options.epochs}`
 - Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
 """
 

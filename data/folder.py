@@ -62,10 +62,10 @@ class FolderLoader(Loader):
 
     def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False):
         super().__init__(len(samples), classes, batch_size, train, seed, device)
-        self._plan: list[Tensor] = []
+        self._plan = _Plan()
         self._loader = DataLoader(
             Pictures(samples, size, train, seed, skip_bad),
-            batch_sampler=_Plan(self),
+            batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -73,7 +73,7 @@ class FolderLoader(Loader):
         )
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        self._plan = plan
+        self._plan.epoch, self._plan.batches = self.epoch, plan
         try:
             for images, labels in self._loader:
                 yield images.permute(0, 3, 1, 2), labels
@@ -82,17 +82,20 @@ class FolderLoader(Loader):
 
 
 class _Plan:
-    """The batch sampler of a `FolderLoader`: hands the epoch along with each picture's number."""
+    """A batch sampler that hands each picture's epoch along with its number.
 
-    def __init__(self, loader: FolderLoader):
-        self.loader = loader
+    It knows no loader: workers that are collected as part of a cycle are not told to stop, and cost five seconds each.
+    """
+
+    epoch: int = 0
+    batches: list[Tensor] = []
 
     def __len__(self) -> int:
-        return len(self.loader._plan)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for numbers in self.loader._plan:
-            yield [(self.loader.epoch, number) for number in numbers.tolist()]
+        for numbers in self.batches:
+            yield [(self.epoch, number) for number in numbers.tolist()]
 
 
 class Pictures(Dataset):
@@ -107,21 +110,20 @@ class Pictures(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = key
         picture, (_, label) = readable(self.samples, number, self.skip_bad)
-        cut = self._train(picture, chance_of(self.seed, epoch, number)) if self.train else self._evaluate(picture)
-        return cut.permute(1, 2, 0).contiguous(), label
+        if self.train:
+            *box, mirrored = piece(*picture.shape[1:], chance_of(self.seed, epoch, number))
+            seen = resized(picture, *box, (self.size, self.size))
+            return (seen.flip(1) if mirrored else seen), label
+        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.size))
+        top, left = (round((extent - self.size) / 2) for extent in whole.shape[:2])
+        return whole[top : top + self.size, left : left + self.size], label
 
-    def _train(self, picture: Tensor, chance: random.Random) -> Tensor:
-        from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 
-        *box, mirrored = piece(*picture.shape[1:], chance)
-        cut = resized_crop(picture, *box, [self.size, self.size], antialias=True)
-        return horizontal_flip(cut) if mirrored else cut
-
-    def _evaluate(self, picture: Tensor) -> Tensor:
-        from torchvision.transforms.v2.functional import center_crop, resize
-
-        whole = resize(picture, list(enlarged(*picture.shape[1:], self.size)), antialias=True)
-        return center_crop(whole, [self.size, self.size])
+def resized(picture: Tensor, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> Tensor:
+    """A box of a (3, H, W) picture as (*size, 3), as torchvision resizes it."""
+    box = picture[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    seen = torch.nn.functional.interpolate(box, size, mode="bilinear", antialias=True)  # channels_last: twice as fast
+    return seen[0].permute(1, 2, 0)
 
 
 def readable(samples: list[tuple[str, int]], number: int, skip_bad: bool) -> tuple[Tensor, tuple[str, int]]:

@@ -68,6 +68,7 @@ def digits(request: Request) -> Pair:
 
 def cifar(data_set: str, request: Request) -> Pair:
     """CIFAR-10 or -100 from torchvision's binary files or a `train/ test/` tree of class folders; pad 4, crop, flip."""
+    _sided(request, 32, data_set)
     make = partial(ResidentLoader, classes=CIFAR[data_set], pad=4, flip=True)
     return tuple(
         make(*(_cifar_binary(data_set, request, train) or _stacked(samples, 32)), **request.loader_arguments(train))
@@ -104,6 +105,7 @@ def _cifar_samples(data_set: str, request: Request) -> dict[bool, list[Sample]]:
 
 def tiny_imagenet(request: Request) -> Pair:
     """Tiny-ImageNet-200 as it is published (200 classes of 64x64 pictures), all of it in memory; pad 4, crop, flip."""
+    _sided(request, 64, "tiny_imagenet")
     classes, parts = _tiny_imagenet_parts(request)
     return tuple(
         ResidentLoader(*_stacked(samples, 64), classes, pad=4, flip=True, **request.loader_arguments(train))
@@ -181,6 +183,13 @@ SAMPLES = {  # of the data sets that are folders of pictures: the (train, val) s
     "imagefolder": lambda request: _imagefolder_parts(request)[1],
 }
 DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "imagefolder": 224, "fake": 224}
+
+
+def _sided(request: Request, side: int, data_set: str) -> None:
+    if request.image_size != side:
+        raise ValueError(
+            f"--image_size {request.image_size}: the pictures of {data_set} are used as they are, {side}x{side}"
+        )
 
 
 def _existing(request: Request, name: str) -> Path:

@@ -280,19 +280,19 @@ def test_what_is_wrong_with_tiny_imagenet_is_told(tiny):
     notes = tiny / "val" / "val_annotations.txt"
     notes.write_text("val_0.JPEG\tn03\t0\t0\t1\t1\n")
     with pytest.raises(ValueError, match=r"val_annotations.txt: val_0\.JPEG n03: no class of wnids\.txt"):
-        loaders("tiny_imagenet", tiny)
+        loaders("tiny_imagenet", tiny, size=64)
     notes.unlink()
     with pytest.raises(ValueError, match=r"has no val/val_annotations\.txt"):
-        loaders("tiny_imagenet", tiny)
+        loaders("tiny_imagenet", tiny, size=64)
     notes.write_text("val_9.JPEG\tn01\t0\t0\t1\t1\n")
     with pytest.raises(ValueError, match=r"val_9\.JPEG: not a picture"):
-        loaders("tiny_imagenet", tiny)
+        loaders("tiny_imagenet", tiny, size=64)
     assert [problem.split(": ")[0] for problem in data.check("tiny_imagenet", **request(tiny))] == [
         str(tiny / "val" / "images" / "val_9.JPEG")
     ]
     (tiny / "wnids.txt").write_text("n01\n")
     with pytest.raises(ValueError, match=r"train and wnids\.txt have different classes \(n02"):
-        loaders("tiny_imagenet", tiny)
+        loaders("tiny_imagenet", tiny, size=64)
 
 
 def test_a_picture_that_does_not_decode_stops_the_run_or_is_left_out(tree):
@@ -348,7 +348,8 @@ def test_dali_is_asked_for_where_it_is_missing_or_of_no_use(tree, monkeypatch):
         (lambda path: loaders("imagefolder", path / "none"), "none: no such folder"),
         (lambda path: loaders("imagefolder", path), "has no folder train"),
         (lambda path: loaders("cifar10", path), "has no folder train"),
-        (lambda path: loaders("tiny_imagenet", path), "has no folder train"),
+        (lambda path: loaders("tiny_imagenet", path, size=64), "has no folder train"),
+        (lambda path: loaders("cifar100", path, size=64), "--image_size 64: the pictures of cifar100 are used as"),
     ],
 )
 def test_missing_data_is_told(make, message: str, tmp_path):
