@@ -1,18 +1,15 @@
 """The road from an ONNX file to a library."""
 
 import hashlib
-import os
 from pathlib import Path
+
+from utils import machine
 
 from .graph import Graph
 from .library import Library
 from .passes import simplify
 from .reader import read_onnx
 from .targets import find_machine, runs_here
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compile_onnx(
@@ -34,19 +31,19 @@ def compile_onnx(
 
 
 def compile_graph(graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False) -> Library:
-    threads = threads or usable_cores()
-    machine = find_machine(target)
+    threads = threads or machine.cores()
+    aim = find_machine(target)
     from . import lower  # here, so that a missing TVM was explained by now
 
-    executable, layers = lower.compile_graph(graph, machine, sparsity, dense)
+    executable, layers = lower.compile_graph(graph, aim, sparsity, dense)
     info = {
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        "target": str(machine.target),
+        "target": str(aim.target),
         "threads": threads,
         "batch": graph.shapes[graph.input][0],
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
         "layers": layers,
     }
-    return Library(executable, info, runs_here(machine))
+    return Library(executable, info, runs_here(aim))

@@ -3,38 +3,17 @@
 import datetime
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .compiler import usable_cores
+from utils import machine
 
 TITLES = {
     "onnxruntime_dense": "ONNX Runtime, dense",
     "tvm_dense": "TVM, dense (every block kept)",
     "tvm_sparse": "TVM, block sparse",
 }
+PACKAGES = ("apache-tvm", "onnx", "onnxruntime", "numpy")
 NOISE = 1.03  # medians closer than this are called equal
-
-
-def machine() -> dict:
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    return {"cpu": name, "cores": usable_cores(), "system": platform.platform()}
-
-
-def versions() -> dict:
-    found = {"python": platform.python_version()}
-    for package in ("apache-tvm", "onnx", "onnxruntime", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def describe(info: dict, tolerance: float, error: float, top1: float, latency: dict, runs: int) -> dict:
@@ -52,8 +31,8 @@ def describe(info: dict, tolerance: float, error: float, top1: float, latency: d
         "runs": runs,
         "speedup": speedup,
         "layers": layers,
-        "versions": versions(),
-        "machine": machine(),
+        "versions": {"python": platform.python_version(), **machine.versions(PACKAGES)},
+        "machine": {"cpu": machine.cpu_name(), "cores": machine.cores(), "system": platform.platform()},
         "command": sys.argv,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

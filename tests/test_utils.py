@@ -16,7 +16,7 @@ from utils.callbacks import Record
 from utils.count import count, totals
 from utils.files import atomic, save_checkpoint
 from utils.loss import Loss
-from utils.options import Options, parse, parser
+from utils.options import MARK, Options, parse, parser, table
 from utils.ranks import Ranks
 from utils.run import Meter, learning_rate
 
@@ -35,6 +35,11 @@ FLAGS = """
 
 def test_the_command_line_is_frozen():
     assert set(parser()._option_string_actions) == set(FLAGS.split())
+
+
+def test_the_readme_lists_the_options():
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    assert readme.split(MARK)[1].strip() == table().strip(), "python -m utils.options writes it"
 
 
 def test_command_line_wins_over_yaml_over_defaults(tmp_path):

@@ -12,7 +12,7 @@ from utils.files import atomic
 TOLERANCE = 1e-4  # of the largest output
 
 
-def export_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
+def export_onnx(network: nn.Module, images: Tensor, path: str | Path) -> float:
     """Write `network` (plain layers, eval mode) to `path` with a free batch size, and `images` beside it.
 
     Args:
@@ -49,8 +49,8 @@ def export_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
         if not error <= TOLERANCE:
             raise ValueError(f"{path}: ONNX Runtime differs from the network by {error:.1e}; not written")
         content = draft.read_bytes()
-    with atomic(path) as file:
+    with atomic(Path(path)) as file:
         file.write(content)
-    with atomic(path.parent / "inputs.npy") as file:
+    with atomic(Path(path).parent / "inputs.npy") as file:
         np.save(file, images.numpy())
     return error

@@ -4,15 +4,16 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
-
-import torch
 
 PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "apache-tvm", "scikit-learn")
 
 
-def pick_device(gpu: int) -> tuple[torch.device, str]:
-    """The device, and the line that says so."""
+def pick_device(gpu: int):
+    """The torch device, and the line that says so."""
+    import torch  # here, so that compiling needs none
+
     if torch.cuda.is_available():
         if gpu >= torch.cuda.device_count():
             raise ValueError(f"--gpus {gpu}: this machine has {torch.cuda.device_count()}")
@@ -22,14 +23,24 @@ def pick_device(gpu: int) -> tuple[torch.device, str]:
 
 def describe() -> dict:
     """Versions, hardware and the commit of this checkout."""
+    torch = sys.modules.get("torch")
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cores": cores(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else [],
         "commit": _commit(),
     }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+    return {name: _version(name) for name in packages}
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

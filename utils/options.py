@@ -157,6 +157,9 @@ def parser(cls: type = Options, description: str | None = None) -> argparse.Argu
     return result
 
 
+MARK = "<!-- options: written by `python -m utils.options` -->"
+
+
 def table() -> str:
     """The options as a Markdown table: flags, default, help."""
     rows = ["| flag | default | meaning |", "|---|---|---|"]
@@ -223,3 +226,9 @@ def _kind(field: dataclasses.Field) -> tuple[type, bool]:
     if isinstance(kind, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
     return (typing.get_args(kind)[0], True) if typing.get_origin(kind) is list else (kind, False)
+
+
+if __name__ == "__main__":
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    head = readme.read_text().split(MARK)[0]
+    readme.write_text(f"{head}{MARK}\n{table()}")
