@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python imagenet.py $(DIGITS) --conv_type DenseConv --num_epochs 10 --lr 0.05 --job_dir $(OUT)/dense
 	$(BIN)/python imagenet.py $(DIGITS) --conv_type BlockL1Conv --N 4 --pr_target 0.5 --rearrange \
 		--pretrained_model $(OUT)/dense/checkpoint/final.pt --num_epochs 6 --lr 0.02 --export_onnx --job_dir $(OUT)/1x4
-	$(BIN)/python model_tune.py --onnx_path $(OUT)/1x4/model.onnx --bsr 4 --bsc 1 --sparsity 0.4
+	$(BIN)/python model_tune.py --onnx_path $(OUT)/1x4/model.onnx --bsr 4 --bsc 1 --sparsity 0.5 --threads 1
 
 test: $(READY)
 	$(BIN)/python -m pytest

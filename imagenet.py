@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
         screen = report.screen(quiet=not here.first)
         device, line = machine.pick_device(here.local if here.world > 1 else options.gpus[0])
         screen.print(line if here.world == 1 else f"{line}; {here.world} processes")
+        if options.check_data:
+            return check_pictures(options, device, screen)
         torch.manual_seed(options.seed)
         train, val = create_loaders(options, device, here, screen)
         network = models.create_model(options.arch, len(train.classes), options.seed)
@@ -115,24 +117,39 @@ def method_label(options: Options) -> str:
     return ", ".join([key, *(name if value is True else f"{name} {value}" for name, value in told.items())])
 
 
+def data_request(options: Options, device: torch.device, screen: Console) -> dict:
+    return {
+        "data_set": options.data_set,
+        "data_path": options.data_path,
+        "image_size": image_size(options),
+        "train_batch_size": options.train_batch_size,
+        "eval_batch_size": options.eval_batch_size,
+        "seed": options.seed,
+        "device": device,
+        "workers": options.workers,
+        "skip_bad": options.bad_pictures == "skip",
+        "use_dali": options.use_dali,
+        "say": screen.print,
+    }
+
+
 def create_loaders(options: Options, device: torch.device, here: ranks.Ranks, screen: Console) -> list[data.Loader]:
     if options.train_batch_size % here.world:
         raise ValueError(f"--train_batch_size {options.train_batch_size}: must divide among {here.world} processes")
-    loaders = data.create_loaders(
-        options.data_set,
-        data_path=options.data_path,
-        image_size=image_size(options),
-        train_batch_size=options.train_batch_size,
-        eval_batch_size=options.eval_batch_size,
-        seed=options.seed,
-        device=device,
-        workers=options.workers,
-        skip_bad=options.bad_pictures == "skip",
-        say=screen.print,
-    )
+    loaders = data.create_loaders(**data_request(options, device, screen))
     for loader in loaders:
         loader.rank, loader.world, loader.limit = here.rank, here.world, 6 if options.debug else None
     return loaders
+
+
+def check_pictures(options: Options, device: torch.device, screen: Console) -> None:
+    """List the pictures that do not decode; status 1 if there are any."""
+    problems = data.check(**data_request(options, device, screen))
+    for problem in problems:
+        screen.print(problem)
+    screen.print(f"{len(problems)} pictures do not decode")
+    if problems:
+        raise SystemExit(1)
 
 
 def image_size(options: Options) -> int:

@@ -87,8 +87,9 @@ def summary(options: argparse.Namespace, row: str, seed: int) -> dict:
 
 
 def tuned(options: argparse.Namespace, row: str) -> list[float]:
-    """Top-1 of every seed."""
-    return [summary(options, row, seed)["accuracy"]["tuned"]["top1"] for seed in options.seeds]
+    """Top-1 of every seed that has run."""
+    there = [seed for seed in options.seeds if (job(options, row, seed) / "summary.json").exists()]
+    return [summary(options, row, seed)["accuracy"]["tuned"]["top1"] for seed in there]
 
 
 def latency(options: argparse.Namespace, row: str) -> list[float]:
@@ -105,7 +106,7 @@ def text(options: argparse.Namespace) -> str:
     for row, (_, compiled) in ROWS.items():
         first, top1 = summary(options, row, options.seeds[0]), tuned(options, row)
         figures = [f"{100 * first['totals']['sparsity']:.1f} %", f"{first['accuracy']['pruned']['top1']:.2f}"]
-        figures += [f"{value:.2f}" for value in top1]
+        figures += [f"{value:.2f}" for value in top1] + ["not run"] * (len(options.seeds) - len(top1))
         mean = statistics.mean(top1)
         accuracy.append([row, *figures, f"{mean:.2f}", f"{mean - dense:+.2f}"])
         if compiled:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden.fill import fill, mask_digest
+from PIL import Image
 
 import imagenet
 import models
@@ -164,6 +165,19 @@ def test_mixed_precision_trains(tmp_path):
     imagenet.main([*DIGITS, "--conv_type", "DenseConv", "--amp", "--num_epochs", "2", "--job_dir", str(tmp_path)])
     lines = [line for line in records(tmp_path) if line["split"] == "train"]
     assert lines[1]["loss"] < lines[0]["loss"]
+
+
+def test_check_data_lists_what_does_not_decode(tmp_path, capsys):
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / part / "cat" / "good.png")
+    arguments = ["--data_set", "imagefolder", "--data_path", str(tmp_path), "--check_data"]
+    imagenet.main(arguments)
+    (tmp_path / "val" / "cat" / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as end:
+        imagenet.main(arguments)
+    assert end.value.code == 1
+    assert "val/cat/bad.jpg: not a picture" in capsys.readouterr().out
 
 
 class Bomb:

@@ -29,7 +29,7 @@ FLAGS = """
 --num_epochs --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum
 --nesterov --no-nesterov --weight_decay --amp --no-amp --label_smoothing --label-smoothing -h --help
 --lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --no-debug --accumulate --compile --no-compile --ema
---distill --temperature
+--distill --temperature --use_dali --no-use_dali --check_data --no-check_data
 """
 
 

@@ -24,9 +24,11 @@ class Options:
 
     # What is trained, on what.
     arch: str = option("mobilenet_v2", "network; an unknown name lists them all")
-    data_set: str = option("digits", "digits (embedded), cifar10, imagefolder or fake (noise, 1000 classes)")
+    data_set: str = option("digits", "digits (embedded), cifar10, cifar100, tiny_imagenet, imagefolder, fake (noise)")
     data_path: Path | None = option(None, "folder of the data set")
-    image_size: int | None = option(None, "pixels a side (default: 64 digits, 32 cifar10, 224 else)")
+    image_size: int | None = option(None, "pixels a side (default: 224, digits and tiny_imagenet 64, cifar 32)")
+    use_dali: bool = option(False, "decode and resize an imagefolder with NVIDIA DALI, on the GPU or the CPU")
+    check_data: bool = option(False, "only decode every picture, and list those that do not decode")
     bad_pictures: str = option("stop", "a picture that does not decode", choices=("stop", "skip"))
     job_dir: Path = option(Path("experiments"), "where the run writes its records, checkpoints and reports")
     config: Path | None = option(None, "YAML file of options by these names; the command line wins")
@@ -111,7 +113,7 @@ class Options:
 
 # A run may be resumed under other values of these; all others make it another run.
 FREE_ON_RESUME = {
-    "job_dir", "data_path", "config", "gpus", "workers", "resume", "export_onnx", "eval_batch_size",
+    "job_dir", "data_path", "config", "gpus", "workers", "use_dali", "resume", "export_onnx", "eval_batch_size",
 }  # fmt: skip
 
 
