@@ -8,8 +8,8 @@ from pruning.patterns import in_order, magnitude, mask_without, smallest
 
 
 def filter_order(weight: Tensor) -> Tensor:
-    """Filters (O, ...) by ascending L1 norm: the order in which `--rearrange` forms blocks. Ties keep their order."""
-    return weight.detach().abs().flatten(1).sum(1).argsort(stable=True)
+    """Filters (O, ...) by ascending L1 norm, summed in float64: the published order of blocks. Ties keep theirs."""
+    return weight.detach().double().abs().flatten(1).sum(1).argsort(stable=True)
 
 
 def clustered_order(weight: Tensor, groups: Tensor, N: int, rate: float, rounds: int = 10) -> Tensor:

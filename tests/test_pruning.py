@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from golden.fill import fill, golden_input, mask_digest
@@ -23,6 +24,15 @@ from pruning.oneshot import ROWS, rearranged_layers
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
 CASES = [(arch, case) for arch, known in GOLDEN.items() for case in known["masks"]]
+
+
+# The fact sheet's appendix: which layers are sorted (R), by index in walk order.
+SORTED = {
+    "mobilenet_v1": set(range(14)),
+    "mobilenet_v2": {*range(1, 34, 2)},
+    "mobilenet_v3_small": {3, 5, 7, 11, 15, 19, 23, 27, 31, 35, 39, 41},
+    "mobilenet_v3_large": {1, 3, 5, 9, 13, 17, 19, 21, 23, 25, 29, 33, 37, 41, 45, 47},
+}
 
 
 def sine_weight(O: int, I: int) -> torch.Tensor:
@@ -115,6 +125,42 @@ def test_published_masks(arch: str, case: str):
     with torch.no_grad():
         logits = network.eval()(golden_input()[:1])[0, :6]
     assert relative_error(logits, torch.tensor(known["logits"])) < 1e-4
+
+
+def published_mask(weight: np.ndarray, N: int, rate: float, sort: bool) -> np.ndarray:
+    """The fact sheet's recipe, step by step, for weight (O, I, kh, kw); ties by index."""
+    order = (
+        np.argsort(np.abs(weight).reshape(len(weight), -1).sum(1), kind="stable") if sort else np.arange(len(weight))
+    )
+    A = np.abs(weight[order]).transpose(1, 0, 2, 3)
+    B = A.reshape(-1, N * weight.shape[2] * weight.shape[3])
+    pruned = np.argsort(B.sum(1), kind="stable")[: int(len(B) * rate)]
+    kept = np.ones(len(B), np.float32)
+    kept[pruned] = 0
+    sorted_mask = kept.repeat(B.shape[1]).reshape(A.shape).transpose(1, 0, 2, 3)
+    mask = np.empty_like(sorted_mask)
+    mask[order] = sorted_mask
+    return mask
+
+
+ORACLE = [(arch, N) for arch in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small") for N in (2, 4, 8, 16, 32)]
+ORACLE += [("mobilenet_v3_large", 16), ("mobilenet_v3_large", 32), ("resnet50", 4), ("resnet50", 32)]
+
+
+@pytest.mark.parametrize("rearrange", [False, True])
+@pytest.mark.parametrize(("arch", "N"), ORACLE)
+def test_masks_follow_the_published_recipe(arch: str, N: int, rearrange: bool):
+    """All five networks; wrapping blocks and classifiers included."""
+    network = filled(arch)
+    options = {"N": N, "pr_target": 0.6, "rearrange": rearrange, "full": True, "blocks": "reference"}
+    names = list(Graph(network).masked_layers())
+    chosen = {names[number] for number in SORTED.get(arch, ())} if rearrange else set()
+    if rearrange and arch == "resnet50":
+        chosen = {name for name in names if not name.endswith("conv3")}
+    weights = {name: dict(network.named_modules())[name].weight.detach().double().numpy() for name in names}
+    pruning.create_method("block_l1", **options).attach(network)
+    for name, layer in masked_layers(network).items():
+        assert np.array_equal(layer.mask.numpy(), published_mask(weights[name], N, 0.6, name in chosen)), name
 
 
 def test_random_blocks_hit_the_rate_and_published_ones_do_not():
@@ -250,13 +296,6 @@ def test_a_growing_rate_only_adds_zeros_and_ends_at_the_target(schedule: str):
 
 # --- structure --------------------------------------------------------------------------------------------------------
 
-# The fact sheet's appendix: which layers are sorted (R), by index in walk order.
-SORTED = {
-    "mobilenet_v1": set(range(14)),
-    "mobilenet_v2": {*range(1, 34, 2)},
-    "mobilenet_v3_small": {3, 5, 7, 11, 15, 19, 23, 27, 31, 35, 39, 41},
-    "mobilenet_v3_large": {1, 3, 5, 9, 13, 17, 19, 21, 23, 25, 29, 33, 37, 41, 45, 47},
-}
 LAYERS = {"mobilenet_v1": 14, "mobilenet_v2": 35, "mobilenet_v3_small": 42, "mobilenet_v3_large": 48, "resnet50": 53}
 
 

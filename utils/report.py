@@ -94,10 +94,16 @@ def layer_rows(summary: dict) -> Rows:
                 f"{100 * layer['sparsity']:.1f} %",
                 f"{layer['macs_kept']:,} of {layer['macs']:,}",
                 f"{layer['parameters_kept']:,} of {layer['parameters']:,}",
-                layer.get("note", ""),
+                "; ".join(filter(None, [layer.get("note"), kept_weight(layer)])),
             ]
         )
     return rows
+
+
+def kept_weight(layer: dict) -> str:
+    """How much of a rearranged layer's L1 norm stays, by the order in which its filters form blocks."""
+    shares = ", ".join(f"{order} {100 * share:.1f} %" for order, share in layer.get("kept_l1", {}).items())
+    return f"L1 kept: {shares}" if shares else ""
 
 
 def markdown(rows: Rows) -> str:
