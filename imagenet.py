@@ -98,7 +98,7 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
     costs = count(network, images[:1])
     head = {name: facts[name] for name in ("arch", "image_size", "options")} | {"data_set": options.data_set}
-    head |= {"method": method_label(options), "accuracy": accuracy | {"tuned": tuned}}
+    head |= {"method": str(method), "accuracy": accuracy | {"tuned": tuned}}
     report.save_summary(options.job_dir, head | {"totals": totals(network, costs)}, costs, kept, fixed)
     report.write(options.job_dir, screen)
 
@@ -106,15 +106,6 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
 def create_method(options: Options) -> pruning.Method:
     names = set().union(*map(pruning.option_names, pruning.METHODS))
     return pruning.create_method(options.conv_type, **{name: getattr(options, name) for name in names})
-
-
-def method_label(options: Options) -> str:
-    """The method and what was asked of it, for titles."""
-    key = pruning.ALIASES.get(options.conv_type, options.conv_type)
-    always = {"N", "pr_target"}
-    asked = {name: getattr(options, name) for name in sorted(pruning.option_names(key) - {"seed"})}
-    told = {name: value for name, value in asked.items() if name in always or value != getattr(Options(), name)}
-    return ", ".join([key, *(name if value is True else f"{name} {value}" for name, value in told.items())])
 
 
 def data_request(options: Options, device: torch.device, screen: Console) -> dict:

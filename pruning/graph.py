@@ -147,6 +147,8 @@ class Graph:
 
     def _union(self, a: Space, b: Space) -> Space:
         if a is not b:
+            if a.channels and b.channels and a.channels != b.channels:
+                a.fixed.add("a broadcast over channels")
             a.absorb(b)
             self._merged[b] = a
         return a

@@ -16,6 +16,10 @@ class Method:
 
     batches_per_step = 1
 
+    def __str__(self) -> str:
+        """What it does and was asked, for titles."""
+        return "dense"
+
     def check(self, network: nn.Module) -> None:
         """Raise ValueError if this method cannot prune this network: asked before data is opened."""
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -122,6 +122,13 @@ class OneShot(Method):
             raise ValueError("--budget global: ranks by magnitude, so not for random methods and not with --rates")
         if self.rates is not None and not isinstance(self.rates, dict):
             self.rates = _read_rates(self.rates)
+
+    def __str__(self) -> str:
+        asked = {field.name: (getattr(self, field.name), field.default) for field in fields(self) if field.init}
+        further = asked.keys() - {"row", "N", "pr_target", "seed"}
+        told = [f"{name} {asked[name][0]}" for name in sorted(further) if asked[name][0] != asked[name][1]]
+        label = self._row.label.format(N=self.N)
+        return ", ".join([label, f"pr_target {self.pr_target}", *(word.removesuffix(" True") for word in told)])
 
     def check(self, network: nn.Module) -> None:
         graph = Graph(network)

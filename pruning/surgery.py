@@ -64,24 +64,18 @@ def _permute_space(graph: Graph, space: Space, order: Tensor) -> None:
 
 
 def find_blocks(network: nn.Module, N: int) -> dict[str, tuple[int, str]]:
-    """Of every layer with zeros: the longest block length up to `N` in its weights, and how its blocks lie.
+    """Of every layer with dead kernels: the longest block length of `N` and its halves, and how the blocks lie.
 
     Rows are compared for the same living kernels, so blocks that a rearrangement scattered are found too.
     """
     found = {}
     for name, layer in Graph(network).masked_layers().items():
-        weight = layer.weight.detach().cpu()
-        alive = living_kernels(weight)
+        alive = living_kernels(layer.weight.cpu())
         if alive.all():
             continue
-        length = next(n for n in range(min(N, len(alive)), 0, -1) if n == 1 or _in_blocks(weight, n))
-        if length == 1:
-            found[name] = (1, "none: single kernels" if bool((weight.flatten(2)[alive] != 0).all()) else "none")
-        else:
-            where = "whole" if blocks_intact(weight, length) else "scattered by rearrangement"
-            found[name] = (length, f"1x{length}, {where}")
+        length = N
+        while length > 1 and not blocks_intact(alive[gathering_order(alive, length)], length):
+            length //= 2
+        whole = "intact" if blocks_intact(alive, length) else "scattered"
+        found[name] = (length, f"1x{length}, {whole}" if length > 1 else "single kernels")
     return found
-
-
-def _in_blocks(weight: Tensor, n: int) -> bool:
-    return blocks_intact(weight, n) or blocks_intact(weight[gathering_order(weight, n)], n)

@@ -407,6 +407,8 @@ def test_rearranged_blocks_become_rows_and_the_function_stays(arch: str):
     lengths = {name: layer["N"] for name, layer in kept.items() if layer["rate"]}
     changed = copy.deepcopy(network)
     fixed = pruning.gather_blocks(changed, lengths)
+    found = pruning.find_blocks(changed, 4)
+    assert {name for name, (_, how) in found.items() if how != "1x4, intact"} == fixed.keys()
     with torch.no_grad():
         assert relative_error(changed(images(size)), network(images(size))) < 1e-4
     layers = dict(changed.named_modules())
