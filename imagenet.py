@@ -18,7 +18,7 @@ import pruning
 from utils import callbacks, job, machine, ranks, report
 from utils.count import count, totals
 from utils.export import export_onnx
-from utils.files import save_checkpoint
+from utils.files import save_checkpoint, sweep
 from utils.loss import Loss
 from utils.options import Options, parse
 from utils.run import Run, evaluate, fit, learning_rate
@@ -82,6 +82,8 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
         "accuracy": accuracy,
     }
     checkpoints = options.job_dir / "checkpoint"
+    if here.first:
+        sweep(checkpoints)
     with callbacks.Save(checkpoints, facts) as save, callbacks.Show(screen) as show:
         told = [callbacks.Record(options.job_dir, run.epoch, accuracy), show] if here.first else []
         fit(run, [callbacks.Evaluate(val), *told, save])
@@ -227,3 +229,5 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         print(f"imagenet.py: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before or after training; while training, a checkpoint is written first
+        sys.exit(130)

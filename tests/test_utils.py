@@ -14,7 +14,7 @@ from utils import report
 from utils.average import Average
 from utils.callbacks import Record
 from utils.count import count, totals
-from utils.files import atomic, save_checkpoint
+from utils.files import atomic, save_checkpoint, sweep
 from utils.loss import Loss
 from utils.options import MARK, Options, parse, parser, table
 from utils.ranks import Ranks
@@ -182,6 +182,9 @@ def test_a_broken_write_leaves_the_old_file(tmp_path):
         file.write(b"half of a ")
         raise RuntimeError
     assert torch.load(path)["epoch"] == 1
+    assert os.listdir(tmp_path) == ["last.pt"]
+    (tmp_path / ".last.pt.x1y2").write_bytes(b"of a killed process")
+    sweep(tmp_path)
     assert os.listdir(tmp_path) == ["last.pt"]
 
 

@@ -30,6 +30,12 @@ def atomic(path: Path) -> Iterator:
         os.close(folder)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `atomic` left half written when a process was killed."""
+    for path in folder.glob(".*"):
+        path.unlink()
+
+
 def save_checkpoint(path: Path, content: dict) -> None:
     import torch  # here, so that reports can be written without it
 
