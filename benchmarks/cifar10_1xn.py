@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +126,9 @@ Blocks are rearranged; the classifier is not pruned.
 ## Top-1, per cent
 
 {markdown(accuracy)}
+{" ".join(order(options, rate) for rate in RATES)}
+(A block of 16 spans all filters of a CIFAR ResNet's first stage, where it can only remove whole input channels.)
+
 ![accuracy by pattern](cifar10_1xn.png)
 
 ## Latency
@@ -136,6 +140,14 @@ Batch 1, 32x32, {options.threads} thread(s), medians; the three runtimes interle
   --num_epochs {options.num_epochs} --threads {options.threads}`
 - Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
 """
+
+
+def order(options: argparse.Namespace, rate: float) -> str:
+    """Whether the paper's order comes out: weight, then blocks falling with N, then filter."""
+    means = {name: statistics.mean(tuned(options, f"{name} at {100 * rate:.0f} %")) for name in METHODS}
+    broken = [f"{a} ({means[a]:.2f}) < {b} ({means[b]:.2f})" for a, b in pairwise(METHODS) if means[a] < means[b]]
+    verdict = f"does not hold: {', '.join(broken)}" if broken else "holds"
+    return f"At {100 * rate:.0f} % the paper's order ({' > '.join(METHODS)}) {verdict}."
 
 
 def draw(options: argparse.Namespace, path: Path) -> None:
