@@ -163,8 +163,8 @@ def test_average_by_hand_and_swapped():
         network.running_mean.fill_(4.0)
     average.update()
     with average.in_place():
-        assert (float(network.weight), float(network.running_mean)) == (2.0, 1.0)  # 0.75 * 1 + 0.25 * 5
-    assert (float(network.weight), float(network.running_mean)) == (5.0, 4.0)
+        assert (network.weight.item(), network.running_mean.item()) == (2.0, 1.0)  # 0.75 * 1 + 0.25 * 5
+    assert (network.weight.item(), network.running_mean.item()) == (5.0, 4.0)
 
 
 def test_distillation_is_nothing_between_equals_and_pulls_otherwise():
