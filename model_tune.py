@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.options import OneLineParser
+
 # flag, type, default, help
 OPTIONS = [
     ("onnx_path", str, None, "the network (required)"),
@@ -35,7 +37,7 @@ OPTIONS = [
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     for name, kind, default, text in OPTIONS:
         parser.add_argument(f"--{name}", type=kind, default=default, help=text, required=name == "onnx_path")
     options = parser.parse_args(argv)

@@ -134,14 +134,16 @@ REFUSED = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """Tells a mistake as ValueError instead of printing the usage."""
+
     def error(self, message: str):
         raise ValueError(message)
 
 
 def parser(cls: type = Options, description: str | None = None) -> argparse.ArgumentParser:
     """The argument parser of an options class; what is not given is left out of its result."""
-    result = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    result = OneLineParser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for field in dataclasses.fields(cls):
         kind, many = _kind(field)
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
