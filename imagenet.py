@@ -7,6 +7,7 @@ python imagenet.py --arch mobilenet_v2 --data_set imagefolder --data_path ImageN
 import copy
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 def prune(options: Options, argv: list[str], network: nn.Module, method, train, val, here, screen: Console) -> None:
     state = resumable(options, screen)
-    if not state and here.first:
+    if here.first and not (state and (options.job_dir / "run.json").exists()):
         job.begin(options, argv)
     teacher, accuracy = load_and_attach(options, network, method, None if state else val, here, screen)
     run = Run(
@@ -180,10 +181,12 @@ def load_and_attach(
 
 def resumable(options: Options, screen: Console) -> dict | None:
     """The state to go on from, if one is asked for and there."""
-    last = options.job_dir / "checkpoint" / "last.pt"
     if not options.resume:
         return None
-    if not last.exists():
+    last = options.job_dir / "checkpoint" / "last.pt"
+    if options.resume != "last":
+        last = Path(options.resume)
+    elif not last.exists():
         screen.print(f"--resume: no {last}; starting")
         return None
     state = models.read_checkpoint(last)

@@ -158,6 +158,15 @@ def test_resume_refuses_another_run(pruned: Path):
         imagenet.main(arguments)
 
 
+def test_resume_takes_a_path(pruned: Path, dense: Path, tmp_path):
+    start = ["--pretrained_model", str(dense / "checkpoint" / "final.pt"), "--num_epochs", "3"]
+    arguments = [*DIGITS, *BLOCKS, *EXTRAS, *start, "--job_dir", str(tmp_path)]
+    imagenet.main([*arguments, "--resume", str(pruned / "checkpoint" / "last.pt")])
+    assert same_state(tmp_path / "checkpoint" / "final.pt", pruned / "checkpoint" / "final.pt")
+    with pytest.raises(ValueError, match=r"nowhere\.pt: No such file"):
+        imagenet.main([*arguments, "--resume", "nowhere.pt"])
+
+
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     arguments = [*DIGITS, "--conv_type", "DenseConv", "--job_dir", str(tmp_path), "--num_epochs", "2"]
     with pytest.raises(ValueError, match=r"the loss of iteration \d+ is (nan|inf)"):

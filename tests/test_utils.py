@@ -25,7 +25,7 @@ FLAGS = """
 --arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
 --conv_type --method --N --pr_target --rearrange --no-rearrange --rearrange_by --full --no-full --blocks --balanced
 --no-balanced --budget --max_rate --rates --schedule --schedule_end --schedule_every
---pretrained_model --pretrain_model --evaluate --pruned_model --resume --no-resume --export_onnx --no-export_onnx
+--pretrained_model --pretrain_model --evaluate --pruned_model --resume --export_onnx --no-export_onnx
 --num_epochs --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum
 --nesterov --no-nesterov --weight_decay --amp --no-amp --label_smoothing --label-smoothing -h --help
 --lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --no-debug --accumulate --compile --no-compile --ema

@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 
-def option(default, help: str, *spellings: str, choices: tuple[str, ...] | None = None):
-    """A field of `Options`; `spellings` are further flags that mean the same."""
-    metadata = {"help": help, "spellings": spellings, "choices": choices}
+def option(default, help: str, *spellings: str, choices: tuple[str, ...] | None = None, alone: str | None = None):
+    """A field of `Options`; `spellings` are flags that mean the same, `alone` is the value of the bare flag."""
+    metadata = {"help": help, "spellings": spellings, "choices": choices, "alone": alone}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -55,7 +55,11 @@ class Options:
     # Where weights come from and go to.
     pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")
     evaluate: Path | None = option(None, "only evaluate this checkpoint", "--pruned_model")
-    resume: bool = option(False, "go on from job_dir/checkpoint/last.pt; start if there is none")
+    resume: str | None = option(
+        None,
+        "go on from this checkpoint; alone, from job_dir's last.pt, or start if there is none",
+        alone="last",
+    )
     export_onnx: bool = option(False, "write job_dir/model.onnx, its outputs checked")
 
     # How it is trained.
@@ -157,6 +161,8 @@ def parser(cls: type = Options, description: str | None = None) -> argparse.Argu
             }
         else:
             settings |= {"type": kind, "metavar": kind.__name__.upper()} | ({"nargs": "+"} if many else {})
+            if field.metadata["alone"]:
+                settings |= {"nargs": "?", "const": field.metadata["alone"]}
         result.add_argument(f"--{field.name}", *field.metadata["spellings"], **settings)
     return result
 
