@@ -47,14 +47,14 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 class BasicBlock(nn.Module):
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int):
+    def __init__(self, inputs: int, width: int, stride: int, shortcut=projection):
         super().__init__()
         self.conv1 = conv(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = projection(inputs, width, stride)
+        self.downsample = shortcut(inputs, width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

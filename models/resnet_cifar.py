@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.layers import conv
+from models.resnet import BasicBlock
 
 
 class CifarResNet(nn.Module):
@@ -33,24 +34,13 @@ class CifarResNet(nn.Module):
 
 
 def stage(inputs: int, width: int, repeats: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(Block(inputs, width, stride), *(Block(width, width, 1) for _ in range(repeats - 1)))
+    first = BasicBlock(inputs, width, stride, zero_padding)
+    return nn.Sequential(first, *(BasicBlock(width, width, 1, zero_padding) for _ in range(repeats - 1)))
 
 
-class Block(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int):
-        super().__init__()
-        self.conv1 = conv(inputs, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Identity() if stride == 1 else ZeroPadding((width - inputs) // 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = self.shortcut(x)
-        x = self.relu(self.bn1(self.conv1(x)))  # B, width, H / stride, W / stride
-        x = self.bn2(self.conv2(x))  # B, width, H / stride, W / stride
-        return self.relu(x + shortcut)
+def zero_padding(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """The shortcut where a block changes the shape, nothing where it does not."""
+    return None if stride == 1 else ZeroPadding((outputs - inputs) // 2)
 
 
 class ZeroPadding(nn.Module):

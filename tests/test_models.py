@@ -152,7 +152,7 @@ def test_golden_logits(name):
 
 
 def test_zero_padding_shortcut():
-    padded = models.create_model("resnet20", 10).layer2[0].shortcut(torch.ones(1, 16, 5, 5))
+    padded = models.create_model("resnet20", 10).layer2[0].downsample(torch.ones(1, 16, 5, 5))
     assert padded.shape == (1, 32, 3, 3)
     assert padded.sum(dim=(0, 2, 3)).tolist() == [0] * 8 + [9] * 16 + [0] * 8
 
