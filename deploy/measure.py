@@ -22,6 +22,20 @@ def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: session.run(None, {name: images})[0]
 
 
+def openvino_peer(path: str | Path, threads: int, shape: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in OpenVINO, for input `shape`, set to low latency and to float32 as it is stored."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError("the comparison with OpenVINO needs it: pip install openvino") from error
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    model.reshape(list(shape))
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda images: request.infer([images], share_inputs=True)[0]
+
+
 def batches(images: np.ndarray, batch: int):
     """Batches of exactly `batch`; the last one is filled up with pictures from the start."""
     for start in range(0, len(images), batch):
