@@ -57,6 +57,7 @@ class Graph:
     """The traced structure of a network of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.Linear` and friends.
 
     Attributes:
+        traced: the network as a `torch.fx.Graph`.
         layers: every dense convolution and linear layer by name, in `named_modules()` order; grouped ones are left out.
         stem:   names of the layers that read the image.
         head:   names of the layers behind the last pooling: the classifier.
@@ -71,9 +72,10 @@ class Graph:
         self.network = network
         self.modules = dict(network.named_modules())
         try:
-            self.nodes = _Tracer().trace(network).nodes
+            self.traced = _Tracer().trace(network)
         except Exception as error:  # torch.fx raises many kinds
             raise ValueError(f"cannot trace {type(network).__name__}: {str(error).splitlines()[0]}") from None
+        self.nodes = self.traced.nodes
         self.layers = {
             name: module
             for name, module in self.modules.items()
@@ -99,6 +101,8 @@ class Graph:
         target = self.modules[node.target] if node.op == "call_module" else node.target
         if node.op == "placeholder":
             self._spaces[node] = Space(fixed={"the image"})
+        elif node.op == "get_attr":
+            self._spaces[node] = Space(fixed={f"the tensor {node.target}"})
         elif node.op == "output":
             for source in sources:
                 self._space(source).fixed.add("the logits")
