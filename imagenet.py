@@ -81,6 +81,7 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
         "image_size": image_size(options),
         "options": options.to_json(),
         "accuracy": accuracy,
+        "widths": models.widths(network),
     }
     checkpoints = options.job_dir / "checkpoint"
     if here.first:
@@ -96,7 +97,7 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     tuned = evaluate(network, val, here)
     if not here.first:
         return
-    final = {"state_dict": network.state_dict(), "kept": kept, "epoch": run.epoch}
+    final = {"state_dict": network.state_dict(), "kept": kept, "epoch": run.epoch, "widths": models.widths(network)}
     save_checkpoint(checkpoints / "final.pt", facts | final)
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
     costs = count(network, images[:1])

@@ -9,6 +9,7 @@ from models.checkpoint import load_checkpoint, read_checkpoint
 from models.mobilenet_v1 import MobileNetV1
 from models.mobilenet_v2 import MobileNetV2
 from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
+from models.narrow import widths
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.resnet_cifar import CifarResNet
 from models.vgg import VGG16
@@ -29,7 +30,7 @@ NETWORKS = {
 }
 NAMES = tuple(sorted(NETWORKS))
 
-__all__ = ["NAMES", "create_model", "load_checkpoint", "read_checkpoint"]
+__all__ = ["NAMES", "create_model", "load_checkpoint", "read_checkpoint", "widths"]
 
 
 def create_model(name: str, num_classes: int = 1000, seed: int = 0) -> nn.Module:

@@ -5,16 +5,20 @@ Every rule is declared here. What no rule covers is an error that lists the tens
 - torchvision's own names are translated (`TORCHVISION`);
 - a linear layer's 2-D weight fits a 1x1 convolution, and the reverse;
 - a convolution before a batch norm may lack its bias, which is zero then; `num_batches_tracked` may be missing;
-- `<layer>.mask` is multiplied into the layer's weight.
+- `<layer>.mask` is multiplied into the layer's weight;
+- a file that says `widths` (layer -> output channels) is of a narrower network: layers take the shapes of its tensors,
+  and batch norms that it lacks are gone, their convolution having a bias instead.
 """
 
+import copy
 import os
 import re
 import warnings
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from models.narrow import misfits_of_widths, narrow, norms_after_convolutions
 
 TORCHVISION_V3 = (
     "features.1.block.0.0.weight",
@@ -68,7 +72,12 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
 
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     renamed = from_torchvision(tensors, getattr(network, "arch", None))
-    fitted, masks, misfits = fit(renamed or tensors, network)
+    tensors = renamed or tensors
+    told = facts.get("widths")
+    target = network if told is None else narrow(copy.deepcopy(network), tensors)
+    fitted, masks, misfits = fit(tensors, target)
+    if told is not None and not misfits:
+        misfits = misfits_of_widths(target, told)
     contradictions = [
         f"the file's {key} is {facts[key]}, the network's {getattr(network, key)}"
         for key in ("arch", "num_classes")
@@ -79,6 +88,8 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
         name = getattr(network, "arch", type(network).__name__)
         raise ValueError(f"{path}: does not fit {name}: {'; '.join(contradictions + shown)}")
 
+    if target is not network:
+        narrow(network, tensors)
     network.load_state_dict(fitted)
     info = {**facts, "format": "torchvision" if renamed else form, "masks": masks}
     if renamed and "v3" in network.arch:
@@ -111,7 +122,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 def plain_facts(container: dict) -> dict:
     """What the container says beside its tensors: numbers, strings, and what pruning kept."""
     values = {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in container.items()}
-    return {k: v for k, v in values.items() if isinstance(v, str | int | float) or k == "kept"}
+    return {
+        k: v
+        for k, v in values.items()
+        if isinstance(v, str | int | float) or (isinstance(v, dict) and k in ("kept", "widths"))
+    }
 
 
 def bare(value: object) -> str:
@@ -138,7 +153,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
     state = network.state_dict()
     masks = {n.removesuffix(".mask"): t for n, t in tensors.items() if n.endswith(".mask") and n not in state}
     given = {n: t for n, t in tensors.items() if n.removesuffix(".mask") not in masks}
-    needless = set(biases_before_norms(network))
+    needless = {f"{conv}.bias" for conv in norms_after_convolutions(network).values()}  # a norm takes any shift away
     misfits = []
 
     def fitted(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -168,12 +183,3 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
         if not misfits:
             state[weight] = state[weight] * masks[layer].to(state[weight].dtype)
     return state, masks, misfits
-
-
-def biases_before_norms(network: nn.Module):
-    """The biases of convolutions that a batch norm follows directly, which takes any such shift away again."""
-    for path, chain in network.named_modules():
-        if isinstance(chain, nn.Sequential):
-            for (name, layer), (_, after) in pairwise(chain.named_children()):
-                if isinstance(layer, nn.Conv2d) and layer.bias is not None and isinstance(after, nn.BatchNorm2d):
-                    yield f"{path}.{name}.bias".removeprefix(".")

@@ -192,13 +192,11 @@ def _slice_space(graph: Graph, space: Space, stays: Tensor, constants: dict[str,
 def _add_to_bias(graph: Graph, name: str, shift: Tensor) -> None:
     """Add `shift` (outputs,) to what a layer gives: by its bias, or else by the batch norm that alone reads it."""
     layer = graph.layers[name]
-    node = next(node for node in graph.nodes if node.op == "call_module" and node.target == name)
-    reader = (
-        graph.modules[next(iter(node.users)).target] if [user.op for user in node.users] == ["call_module"] else None
-    )
+    users = next(node.users for node in graph.nodes if node.op == "call_module" and node.target == name)
+    reader = next((graph.modules[user.target] for user in users if user.op == "call_module"), None)
     if layer.bias is not None:
         layer.bias += shift
-    elif isinstance(reader, nn.BatchNorm2d):
+    elif isinstance(reader, nn.BatchNorm2d) and len(users) == 1:
         reader.running_mean -= shift
     else:
         layer.bias = nn.Parameter(shift.to(layer.weight))

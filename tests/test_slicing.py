@@ -94,7 +94,7 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Sigmoid, nn.GELU, nn.Identity
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 999), st.sampled_from(ACTIVATIONS), st.booleans(), st.sampled_from([(1, 0), (3, 0), (3, 1)]))
 def test_constants_fold_into_the_next_layer_where_that_is_exact(seed, activation, depthwise, shape):
-    """Dead filters before batch norm, activation and perhaps a depthwise layer: constants, of any sign, that are read."""
+    """Dead filters before batch norm, activation and perhaps a depthwise layer: constants of any sign."""
     torch.manual_seed(seed)
     (kernel, padding), C = shape, 6
     through = [nn.Conv2d(C, C, 3, padding=1, groups=C), nn.BatchNorm2d(C), activation()] if depthwise else []
@@ -197,3 +197,78 @@ def test_unknown_values_stay_unknown_through_all_activations():
         if callable(call):
             assert call(unknown.clone()).isnan().all(), call
     assert torch.clamp(unknown, 0, 1).isnan().all()
+
+
+# --- narrow files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow_file(tmp_path):
+    """A narrow ResNet-18 that has a merged batch norm, too, and its file."""
+    network = filled("resnet18")
+    kill(network)
+    slice_channels(network, living_channels(network))
+    block = network.layer2[1]
+    block.conv1.bias = nn.Parameter(torch.randn(block.conv1.out_channels))
+    block.bn1 = nn.Identity()
+    content = {"arch": "resnet18", "num_classes": 10, "state_dict": network.state_dict()}
+    torch.save(content | {"widths": models.widths(network)}, tmp_path / "narrow.pt")
+    return network, tmp_path / "narrow.pt"
+
+
+def test_narrow_files_load_into_a_new_network(narrow_file):
+    source, path = narrow_file
+    network = models.create_model("resnet18", 10)
+    info = models.load_checkpoint(network, path)
+    assert info["widths"] == widths(network) == widths(source)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images()), source(images()))
+    slice_channels(network, {"layer1.0.conv1": torch.arange(network.layer1[0].conv1.out_channels)})  # its numbers agree
+    models.load_checkpoint(network, path)  # and once more into the narrow one
+    assert widths(network) == widths(source)
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "mobilenet_v3_small", "vgg16_bn"])
+def test_narrow_files_of_other_networks(tmp_path, arch: str):
+    source = filled(arch)
+    kill(source)
+    slice_channels(source, living_channels(source))
+    torch.save({"state_dict": source.state_dict(), "widths": models.widths(source)}, tmp_path / "narrow.pt")
+    network = models.create_model(arch, 10).eval()
+    models.load_checkpoint(network, tmp_path / "narrow.pt")
+    with torch.no_grad():
+        assert torch.equal(network(images()), source(images()))
+
+
+def cut(state: dict, name: str, rows: int) -> dict:
+    return state | {name: state[name][:rows]}
+
+
+def test_files_that_are_wrongly_narrow_are_refused(narrow_file, tmp_path):
+    _, path = narrow_file
+    content = torch.load(path)
+    state, told = content["state_dict"], content["widths"]
+    width = told["layer1.0.conv1"]
+
+    def refusal(**changes) -> str:
+        network = models.create_model("resnet18", 10)
+        before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        torch.save(content | changes, tmp_path / "wrong.pt")
+        with pytest.raises(ValueError, match=r"wrong\.pt: does not fit resnet18: ") as error:
+            models.load_checkpoint(network, tmp_path / "wrong.pt")
+        after = network.state_dict()
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+        assert "\n" not in str(error.value)
+        return str(error.value).split("resnet18: ", 1)[1]
+
+    assert refusal(widths=None).startswith(f"conv1.weight is ({told['conv1']}, 3, 7, 7) in the file, (64, 3, 7, 7) in")
+    other = refusal(widths=told | {"layer1.0.conv1": 1})
+    assert other == f"layer1.0.conv1 is 1 wide by the file's list, {width} by its tensors"
+    assert "its widths do not fit together" in refusal(
+        state_dict=cut(state, "layer1.0.conv1.weight", width - 1), widths=told | {"layer1.0.conv1": width - 1}
+    )
+    few = cut(cut(state, "fc.weight", 4), "fc.bias", 4)
+    assert refusal(state_dict=few, widths=told | {"fc": 4}) == "4 classes, not 10"
+    wide = torch.cat([state["layer1.0.bn1.bias"]] * 4)
+    assert "layer1.0.bn1.bias is" in refusal(state_dict=state | {"layer1.0.bn1.bias": wide})
+    assert "layer1.0.bn2" in refusal(state_dict={k: t for k, t in state.items() if "layer1.0.bn2." not in k})
