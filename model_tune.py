@@ -3,8 +3,8 @@
     python model_tune.py --onnx_path job/model.onnx --bsr 4 --bsc 1 --threads 2
 
 Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the
-outputs equal to ONNX Runtime's, times the three side by side, and writes lib.so, deploy.json and deploy.md. Needs no
-PyTorch.
+outputs equal to ONNX Runtime's, times the three side by side, and writes lib.so, weights.bin,
+deploy.json and deploy.md. Needs no PyTorch.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"model_tune.py: --out {out}: {error}", file=sys.stderr)
         return 2
     (out / "deploy.md").write_text(report.markdown(sparse.info))
-    print(f"wrote {out / 'lib.so'}, deploy.json, deploy.md")
+    print(f"wrote {out / 'lib.so'}, weights.bin, deploy.json, deploy.md")
     job_dir = Path(options.onnx_path).parent
     if out == job_dir / "deploy" and (job_dir / "summary.json").exists():  # complete the report of imagenet.py
         from utils import report as job_report

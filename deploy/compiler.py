@@ -1,15 +1,17 @@
 """The road from an ONNX file to a library."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from utils import machine
 
+from .dump import forget
 from .graph import Graph
 from .library import Library
 from .passes import simplify
 from .reader import read_onnx
-from .targets import find_machine, runs_here
+from .targets import find_machine
 
 
 def compile_onnx(
@@ -30,12 +32,15 @@ def compile_onnx(
     return compile_graph(graph, path, target, threads, sparsity, dense)
 
 
-def compile_graph(graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False) -> Library:
+def compile_graph(
+    graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump: Callable = forget
+) -> Library:
+    """As compile_onnx, for the graph read from `path`; `dump(name, program)` sees the program on its way."""
     threads = threads or machine.cores()
     aim = find_machine(target)
     from . import lower  # here, so that a missing TVM was explained by now
 
-    executable, layers = lower.compile_graph(graph, aim, sparsity, dense)
+    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump)
     info = {
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
@@ -46,4 +51,4 @@ def compile_graph(graph: Graph, path, target="native", threads=None, sparsity=0.
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
         "layers": layers,
     }
-    return Library(executable, info, runs_here(aim))
+    return Library(built, info, aim)

@@ -1,26 +1,43 @@
 """A compiled network: run it, save it, load it.
 
-A saved folder needs only TVM's runtime, neither this repository nor PyTorch:
+A saved folder needs only TVM's runtime, neither this repository nor PyTorch (deploy/example/main.cc does it in C++):
 
     import json, os, numpy as np, tvm
     from tvm import relax
 
     info = json.load(open("deploy/deploy.json"))
     os.environ["TVM_NUM_THREADS"] = str(info["threads"])
-    network = relax.VirtualMachine(tvm.runtime.load_module("deploy/lib.so"), tvm.cpu())["main"]
+    machine = relax.VirtualMachine(tvm.runtime.load_module("deploy/lib.so"), tvm.cpu())
+    data = np.memmap("deploy/weights.bin", mode="c")  # mapped, not copied: a page is read when it is used
+    weights = [tvm.runtime.from_dlpack(data[start:end].view(kind)) for kind, start, end in info["weights"]]
+    machine.save_function("main", "network", *weights)
     images = np.zeros(info["input"]["shape"], "float32")  # (B, 3, H, W), normalised as in training
-    print(network(tvm.runtime.tensor(images)).numpy().argmax(1))
+    print(machine["network"](tvm.runtime.tensor(images)).numpy().argmax(1))
 """
 
 import json
 import os
+import re
+import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-LIBRARY, DESCRIPTION = "lib.so", "deploy.json"
+from .targets import find_machine, linker, runs_here
+
+LIBRARY, WEIGHTS, DESCRIPTION = "lib.so", "weights.bin", "deploy.json"
+ALIGNMENT = 64  # bytes; of every array in the file, as the kernels' vectors want it
+
+
+@dataclass
+class Built:
+    """A program, TVM's executable or a loaded module, whose `main` takes the images and then these TVM tensors."""
+
+    executable: object
+    weights: list
 
 
 def set_threads(threads: int) -> None:
@@ -46,24 +63,37 @@ def _silence():
         os.close(nothing)
 
 
+def bind(module, weights: list, device):
+    """TVM's virtual machine on `device`, with a function "network" of the images alone."""
+    from tvm import relax
+
+    machine = relax.VirtualMachine(module, device)
+    machine.save_function("main", "network", *weights)  # binds the last parameters
+    return machine
+
+
 class Library:
     """`run` maps float32 (B, C, H, W) to logits; `info` says what was compiled (the fields of deploy.json)."""
 
-    def __init__(self, module, info: dict, runs_here: bool = True):
-        self.module = module  # an executable just compiled, or a module loaded from a file
+    def __init__(self, built: Built, info: dict, machine=None):
+        self.built = built
         self.info = info
-        self.runs_here = runs_here
-        self._main = None
+        self.machine = machine or find_machine()
+        self._network = None
+
+    @property
+    def runs_here(self) -> bool:
+        return runs_here(self.machine)
 
     def _function(self):
-        from tvm import cpu, relax
+        from tvm import cpu
 
         if not self.runs_here:
             raise ValueError(f"this computer cannot run a library for {self.info['target']}")
-        if self._main is None:
+        if self._network is None:
             set_threads(self.info["threads"])
-            self._main = relax.VirtualMachine(self.module, cpu())["main"]
-        return self._main
+            self._network = bind(self.built.executable, self.built.weights, cpu())["network"]
+        return self._network
 
     def run(self, images: np.ndarray) -> np.ndarray:
         import tvm
@@ -74,19 +104,37 @@ class Library:
         return self._function()(tvm.runtime.tensor(np.ascontiguousarray(images))).numpy()
 
     def save(self, folder: str | Path) -> None:
-        """Write lib.so and deploy.json."""
+        """Write lib.so, weights.bin and deploy.json."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not hasattr(self.module, "export_library"):
+        if not hasattr(self.built.executable, "export_library"):
             raise ValueError("a loaded library is already a file: copy its folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.link(folder / LIBRARY)
+        rows, at = [], 0
+        with open(folder / WEIGHTS, "wb") as file:
+            for array in (tensor.numpy() for tensor in self.built.weights):
+                rows.append([str(array.dtype), at, at + array.nbytes])
+                at += file.write(array.tobytes().ljust(-(-array.nbytes // ALIGNMENT) * ALIGNMENT, b"\0"))
+            file.truncate(max(at, ALIGNMENT))  # an empty file cannot be mapped
+        (folder / DESCRIPTION).write_text(_json(self.info | {"weights": rows}) + "\n")
+
+    def link(self, path: Path) -> None:
+        """Write lib.so alone. ValueError without a compiler that links for the target."""
+        from tvm.support import cc
+
+        compiler = linker(self.machine)
+        if compiler and not shutil.which(compiler):
+            raise ValueError(f"{path} could not be linked: a library for {self.machine.name} needs {compiler}")
         try:
             with _silence():
-                self.module.export_library(str(folder / LIBRARY))
+                self.built.executable.export_library(str(path), fcompile=compiler and cc.cross_compiler(compiler))
         except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"{folder / LIBRARY} could not be linked: TVM needs a C++ compiler (g++) for it"
-            ) from error
-        (folder / DESCRIPTION).write_text(json.dumps(self.info, indent=2) + "\n")
+            raise ValueError(f"{path} could not be linked: TVM needs a C++ compiler (g++) for it") from error
+
+
+def _json(info: dict) -> str:
+    """Indented, but a list of numbers or words on one line."""
+    return re.sub(r"\[\n[^][{}]*\]", lambda found: json.dumps(json.loads(found[0])), json.dumps(info, indent=2))
 
 
 def load(folder: str | Path) -> Library:
@@ -94,9 +142,14 @@ def load(folder: str | Path) -> Library:
     import tvm
 
     folder = Path(folder)
-    for name in (LIBRARY, DESCRIPTION):
+    for name in (LIBRARY, WEIGHTS, DESCRIPTION):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}")
     info = json.loads((folder / DESCRIPTION).read_text())
+    machine = find_machine(info["target"])
+    if not runs_here(machine):
+        raise ValueError(f"this computer cannot run {folder}, a library for {info['target']}")
+    data = np.memmap(folder / WEIGHTS, mode="c")
+    weights = [tvm.runtime.from_dlpack(data[start:end].view(kind)) for kind, start, end in info["weights"]]
     with _silence():
-        return Library(tvm.runtime.load_module(str(folder / LIBRARY)), info)
+        return Library(Built(tvm.runtime.load_module(str(folder / LIBRARY)), weights), info, machine)

@@ -8,6 +8,8 @@ from tvm import relax
 
 from . import elementwise, kernels, planes
 from .blocks import find_blocks, matrix, pack
+from .build import build
+from .dump import forget
 from .graph import Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
 from .schedule import Choice, Site, choose, plan
 from .targets import Machine
@@ -183,8 +185,8 @@ def _reshape(value, shape):
     return relax.call_pure_packed("vm.builtin.reshape", value, relax.ShapeExpr(shape), ty_args=kind)
 
 
-def compile_graph(graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False):
-    """TVM's executable, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
+def compile_graph(graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False, dump=forget):
+    """What was built, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
     p = Program(graph, machine, least_sparsity, dense)
     images = relax.Var(graph.input, relax.TensorType(graph.shapes[graph.input], "float32"))
     with p.builder.function("main", [images]):
@@ -195,5 +197,4 @@ def compile_graph(graph: Graph, machine: Machine, least_sparsity: float = 0.0, d
                 p.lower(node)
             out = p.builder.emit_output(_reshape(p.values[graph.output], graph.shapes[graph.output]))
         p.builder.emit_func_output(out)
-    executable = tvm.compile(p.builder.get(), target=machine.target, relax_pipeline=lowering())
-    return executable, p.layers
+    return build(p.builder.get(), machine.target, lowering(), dump), p.layers

@@ -1,9 +1,11 @@
 """What is done to the graph before any kernel exists, one pass a function, in the order of PASSES."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from .dump import forget
 from .graph import Affine, Conv, Graph, Node, Window
 
 
@@ -132,7 +134,10 @@ PASSES = [
 ]
 
 
-def simplify(graph: Graph) -> Graph:
+def simplify(graph: Graph, dump: Callable = forget) -> Graph:
+    """Run PASSES; `dump(name, graph)` sees what was read and what each pass made of it."""
+    dump("read_onnx", graph)
     for run in PASSES:
         run(graph)
+        dump(run.__name__, graph)
     return graph

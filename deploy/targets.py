@@ -30,23 +30,34 @@ ROWS = {
 def runs_here(machine: Machine) -> bool:
     """Whether this computer's processor executes what is compiled for `machine`."""
     here = find_machine("native")
-    families = {"aarch64" in str(m.target.attrs.get("mtriple", "")) for m in (here, machine)}
-    return len(families) == 1 and machine.lanes <= here.lanes
+    return _family(machine.target) == _family(here.target) and machine.lanes <= here.lanes
+
+
+def linker(machine: Machine) -> str | None:
+    """The compiler that links for another kind of processor, by its GNU name; None where this computer's own does."""
+    if _family(machine.target) == _family(find_machine("native").target):
+        return None
+    return "-".join(part for part in _triple(machine.target).split("-") if part not in ("unknown", "pc")) + "-g++"
 
 
 def find_machine(name: str = "native") -> Machine:
-    """The machine called `name`: native, a row of the table, or any TVM target. ValueError names the choices."""
+    """The machine called `name`: native, a row of the table, or any TVM target. ValueError names the choices.
+
+    A TVM target is a tag (raspberry-pi/4b-aarch64), JSON ({"kind": "llvm", "mcpu": "znver4"}) or llvm with flags
+    (llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53).
+    """
     try:
         from tvm.target import Target, codegen
     except ImportError as error:
         raise ValueError("compiling needs TVM: pip install apache-tvm") from error
     try:
-        target = Target.from_device("cpu") if name == "native" else Target(ROWS.get(name, name))
+        target = Target.from_device("cpu") if name == "native" else Target(ROWS.get(name) or _from_flags(name))
     except Exception as error:  # TVM raises several kinds for a bad target
         raise ValueError(f"target {name!r} is unknown: native, {', '.join(ROWS)}, or a TVM target") from error
     if target.kind.name != "llvm":
         raise ValueError(f"target {name!r} is no processor that LLVM compiles for: native, {', '.join(ROWS)}")
-    if "aarch64" in str(target.attrs.get("mtriple", "")):
+    _check(name, target)
+    if _family(target) == "aarch64":
         lanes, registers = 4, 32
     elif codegen.llvm_cpu_has_features("avx512f", target):
         lanes, registers = 16, 32
@@ -59,3 +70,37 @@ def find_machine(name: str = "native") -> Machine:
     else:
         lanes, registers = 4, 16
     return Machine(name, target, lanes, registers)
+
+
+def _from_flags(name: str) -> str | dict:
+    """`llvm -mcpu=... -mattr=+a,-b` as the mapping that TVM takes instead; other names as they are."""
+    kind, *flags = name.split()
+    if not flags or not all(flag.startswith("-") for flag in flags):
+        return name
+    options = dict(flag.lstrip("-").split("=", 1) for flag in flags)
+    if "mattr" in options:
+        options["mattr"] = options["mattr"].split(",")
+    return {"kind": kind, **options}
+
+
+def _check(name: str, target) -> None:
+    """ValueError for a processor that LLVM does not know: it would crash, or take a generic one and only log it."""
+    from tvm.target import Target, codegen
+
+    if not _family(target).startswith(tuple(codegen.llvm_get_targets())):
+        raise ValueError(f"target {name!r}: LLVM knows no processor family {_family(target)!r}")
+    cpu = str(target.attrs.get("mcpu", "generic"))
+    known = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": _triple(target)}))
+    if cpu != "generic" and cpu not in map(str, known):
+        raise ValueError(f"target {name!r}: LLVM knows no {_family(target)} processor {cpu!r}")
+
+
+def _triple(target) -> str:
+    from tvm.target import codegen
+
+    return str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())
+
+
+def _family(target) -> str:
+    """The kind of processor as triples write it: x86_64, aarch64, ..."""
+    return _triple(target).split("-")[0]
