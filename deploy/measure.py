@@ -1,10 +1,13 @@
-"""Prove that a compiled network computes what ONNX Runtime computes, and time them side by side."""
+"""Prove that a compiled network computes what ONNX Runtime computes, and time it: beside others, and by kernel."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from .library import Library, bind, set_threads
+from .targets import find_machine
 
 
 def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -75,3 +78,62 @@ def race(runners: dict[str, Callable], images: np.ndarray, runs: int, pause: flo
         name: {"median": round(float(np.median(taken)), 4), "p10": round(float(np.percentile(taken, 10)), 4)}
         for name, taken in times.items()
     }
+
+
+def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[str, float]]:
+    """(name, median milliseconds) of every kernel, in the order in which one run calls them."""
+    import tvm
+
+    set_threads(library.info["threads"])
+    machine = bind(library.built.executable, library.built.weights, tvm.cpu())
+    calls, started = [], []
+
+    def instrument(function, name, before, result, *arguments) -> int:
+        if before:
+            started.append(time.perf_counter())
+        elif started and not name.startswith("vm."):
+            calls.append((name, (time.perf_counter() - started[-1]) * 1e3))
+        return 0  # go on
+
+    machine.set_instrument(instrument)
+    images, taken = tvm.runtime.tensor(images), []
+    for _ in range(runs + 2):
+        calls.clear()
+        machine["network"](images)
+        taken.append([ms for _, ms in calls])
+    return list(zip((name for name, _ in calls), np.median(taken[2:], axis=0).tolist(), strict=True))
+
+
+def peak_gflops(threads: int) -> float:
+    """GFLOP/s of independent multiply-adds in registers, on `threads` cores of this computer."""
+    import tvm
+    from tvm.script.ir_builder import tirx as T
+
+    from . import emit
+
+    here, steps = find_machine(), 100_000
+    lanes, count = here.lanes, here.accumulators
+
+    def body(x, y):
+        with T.parallel(threads) as core:
+            sums = T.alloc_buffer((count * lanes,), "float32", scope="local")
+            factor = T.bind(emit.load(x, core * lanes, lanes))
+            for r in range(count):
+                emit.store(sums, r * lanes, factor, lanes)
+            with T.serial(steps):
+                for r in range(count):
+                    emit.store(sums, r * lanes, emit.load(sums, r * lanes, lanes) * factor + factor, lanes)
+            for r in range(count):
+                emit.store(y, (core * count + r) * lanes, emit.load(sums, r * lanes, lanes), lanes)
+
+    sizes = {"x": threads * lanes, "y": threads * count * lanes}
+    function = emit.kernel([(name, size, "float32") for name, size in sizes.items()], body)
+    set_threads(threads)
+    multiply_add = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), here.target)["main"]
+    tensors = [tvm.runtime.tensor(np.full(size, 0.5, np.float32)) for size in sizes.values()]
+    taken = []
+    for _ in range(20):
+        start = time.perf_counter()
+        multiply_add(*tensors)
+        taken.append(time.perf_counter() - start)
+    return round(2 * threads * count * lanes * steps / min(taken) / 1e9, 1)

@@ -1,0 +1,160 @@
+"""benchmarks/: what is made of measurements, and that nothing measured is lost or measured twice. No timing here."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from benchmarks import sparse_inference, sparse_report
+from benchmarks.sparse_report import DENSE, KNOWN, Point
+from deploy import measure
+from utils.count import count
+
+
+def build(ms: float, **more) -> dict:
+    size = {"mflop": 100.0, "weight_bytes": 1_000_000, "activation_bytes": 1_000_000}
+    proven = {"error": 1e-6, "top1": 1.0, "compile_s": 3.0, "memory": {"load": 3e6, "run": 2e6, "anonymous": 1e6}}
+    return {"ms": {"median": ms, "p10": ms / 2}} | size | proven | more
+
+
+def measured(points: dict[Point, float]) -> dict:
+    """What a network's process gives back: peers take 4 and 3 ms."""
+    peers = {"onnxruntime": {"median": 4.0, "p10": 3.9}, "openvino": {"median": 3.0, "p10": 2.9}}
+    return {"peers": peers, "builds": {str(point): build(ms) for point, ms in points.items()}, "peak_gflops": 200.0}
+
+
+def entry(network: str, points: dict[Point, float], threads: int = 1, size: int = 224) -> dict:
+    where = {"cpu": "a processor", "cores": 2, "python": "3", "versions": {"tvm": "1"}, "tunables": None, "commit": "c"}
+    how = {"machine": where, "command": "python it", "date": "today", "runs": 10}
+    return {"network": network, "image_size": size, "threads": threads} | measured(points) | how
+
+
+def test_ratios_are_against_the_faster_peer_and_stand_beside_their_targets():
+    one = entry("mobilenet_v1", {DENSE: 3.0, Point(16, 50): 2.0, Point(8, 50): 2.5})
+    head, row = sparse_report.ratio_table([one])
+    cells = dict(zip(head, row, strict=True))
+    assert cells["dense"] == "1.00 / 0.97"
+    assert cells["N=16, 50 %"] == "1.50 / 1.7"
+    assert cells["N=8, 50 %"] == "1.20"  # no target
+    assert cells["N=32, 90 %"] == ""  # not measured
+    small = entry("mobilenet_v1", {Point(16, 50): 2.0}, size=96)
+    assert "1.50" in sparse_report.ratio_table([small])[1]  # targets are for 224
+
+
+def test_the_compute_bound_is_the_arithmetic_at_peak():
+    one = entry("mobilenet_v1", {Point(16, 50): 2.0})
+    # 100 MFLOP at 200 GFLOP/s take 0.5 ms; the faster peer takes 3.
+    assert sparse_report.speed_table([one])[-1][-4:] == ["1.000", "1.50", "1.7", "6.0"]
+
+
+def test_memory_is_held_against_weights_and_activations():
+    head, row = sparse_report.cost_table([entry("resnet50", {DENSE: 1.0})])
+    cells = dict(zip(head, row, strict=True))
+    assert (cells["memory of a run"], cells["at most"], cells["while loading"]) == ("2.0 MB", "2.6 MB", "3.0 MB")
+    assert cells["target"] == "60 s"
+
+
+def test_accuracy_is_read_from_the_other_report(tmp_path):
+    lines = ["| dense | 0.0 % | 81 | 87.97 | +0.00 |", "| 1x4 at 50 % | 49.8 % | 14 | 84.62 | -3.35 |"]
+    lines += ["| weight at 50 % | 49.8 % | 77 | 87.69 | -0.28 |", "| 1x4 at 50 % | 0.422 ms | 1.55 x | 1.50 x |"]
+    (tmp_path / "report.md").write_text("\n".join(lines))
+    assert sparse_report.known_accuracy(tmp_path / "report.md") == {DENSE: 87.97, Point(4, 50): 84.62}
+    assert sparse_report.known_accuracy(tmp_path / "none.md") == {}
+
+
+def test_the_report_says_how_every_entry_was_measured(tmp_path):
+    points = {DENSE: 3.0, Point(4, 50): 2.0, Point(4, 75): 1.0}
+    other = copy.deepcopy(entry(KNOWN, points, size=32))
+    other["machine"]["commit"] = "d"
+    sparse_report.write([entry("resnet50", points), entry("resnet50", points, 2), other], tmp_path)
+    text = (tmp_path / "sparse_inference.md").read_text()
+    assert "Accuracy against latency" in text  # benchmarks/results/cifar10_1xn.md has it
+    assert text.count("`python it`") == 2  # two commits
+    assert (tmp_path / "sparse_inference.png").stat().st_size > 1000
+    assert (tmp_path / "sparse_accuracy.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """The benchmark with measuring replaced by a list of what was asked."""
+    asked = []
+
+    def in_a_process(function, *arguments):
+        asked.append(function.__name__)
+        if function is sparse_inference.measure_network:
+            if "vgg16_bn" in str(arguments):
+                raise ValueError("killed")
+            return measured({Point.parse(point): 1.0 for point in arguments[0]})
+        return {"load": 1, "run": 1, "anonymous": 1}
+
+    monkeypatch.setattr(sparse_inference, "in_a_process", in_a_process)
+    monkeypatch.setattr(sparse_inference, "write", lambda *_: None)
+
+    def run(*argv: str) -> list[str]:
+        asked.clear()
+        folders = ["--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+        monkeypatch.setattr(sys, "argv", ["sparse_inference.py", *argv, *folders])
+        sparse_inference.main()
+        return [name for name in asked if name == "measure_network"]
+
+    run.results = tmp_path / "sparse_inference.json"
+    return run
+
+
+def test_what_is_measured_is_not_measured_again(calls):
+    some = ["--networks", "resnet18", "--points", "4:50", "16:50", "--runs", "10"]
+    assert len(calls(*some, "--threads", "1")) == 1
+    assert len(calls(*some, "--threads", "1", "2")) == 1  # two threads only
+    assert len(calls(*some, "--image_size", "96")) == 2
+    assert len(json.loads(calls.results.read_text())) == 4
+    assert len(calls(*some)) == 0
+    assert len(calls(*some, "--again")) == 2
+    assert len(calls(*some[:-1], "20")) == 2  # more runs than before
+    assert len(calls("--networks", "resnet18", "--points", "32:90", "--runs", "10")) == 2
+
+
+def test_an_interrupted_run_keeps_what_it_measured(calls):
+    networks = ["mobilenet_v1", "resnet18", "vgg16_bn"]
+    with pytest.raises(ValueError, match="killed"):
+        calls("--networks", *networks, "--threads", "1", "--points", "4:50")
+    assert [e["network"] for e in json.loads(calls.results.read_text()).values()] == networks[:2]
+
+
+def costs() -> list:
+    """Of the layers of the network below."""
+    return list(count(models.create_model("resnet20", 10), torch.zeros(1, 3, 16, 16)).values())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("resnet20") / "model.onnx"
+    sparse_inference.export("resnet20", 16, Point(4, 50), path)
+    return path
+
+
+def test_arithmetic_and_activations_are_counted_from_the_file(exported):
+    size = sparse_inference.work(exported)
+    first, *_, last = costs()
+    halved = sum(cost.macs for cost in costs()) + first.macs + last.macs  # these two are not pruned
+    assert size["mflop"] * 1e6 == pytest.approx(halved, rel=0.01)  # half the multiply-adds, two operations each
+    assert size["activation_bytes"] == 4 * 2 * 16 * 16 * 16
+
+
+def test_kernels_are_listed_with_their_layers(exported):
+    pytest.importorskip("tvm")
+    lines = sparse_inference.layers(exported, 1, 3).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "gemm" in line]
+    assert [row[4] for row in rows] == ["x".join(map(str, (*cost.shape, 1, 1)[:4])) for cost in costs()]
+    assert all(float(row[1]) > 0 for row in rows)
+
+
+def test_openvino_computes_what_onnx_runtime_computes(exported):
+    pytest.importorskip("openvino")
+    images = np.load(exported.parent / "inputs.npy")
+    ours, theirs = measure.openvino_peer(exported, 1, images.shape), measure.peer(exported, 1)
+    assert measure.compare(ours, theirs, images, len(images))[0] < 1e-4
