@@ -3,17 +3,28 @@
     python model_tune.py --onnx_path job/model.onnx --bsr 4 --bsc 1 --threads 2
 
 Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the
-outputs equal to ONNX Runtime's, times the three side by side, and writes lib.so, weights.bin,
-deploy.json and deploy.md. Needs no PyTorch.
+outputs equal to ONNX Runtime's, times the three side by side, and writes lib.so, weights.bin, deploy.json and
+deploy.md. With --rpc the library runs on another computer. Needs no PyTorch.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from utils import machine
 from utils.options import OneLineParser
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """224 or 192x256 as (height, width)."""
+    sides = tuple(map(int, text.split("x")))
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError(text)
+    return sides * 2 if len(sides) == 1 else sides
+
 
 # flag, type, default, help
 OPTIONS = [
@@ -23,6 +34,7 @@ OPTIONS = [
     ("sparsity", float, 0.0, "least fraction of zero blocks that a layer needs to be compiled sparse"),
     ("threads", int, None, "threads of every runtime; default: all cores"),
     ("batch", int, None, "batch size, where the file leaves it open; default: 1"),
+    ("image_size", image_size, None, "height and width, 224 or 192x256, where the file leaves them open"),
     ("target", str, "native", "native, x86-avx2, x86-avx512, aarch64, or any TVM target"),
     (
         "images",
@@ -30,9 +42,12 @@ OPTIONS = [
         None,
         "pictures to prove the equality on, float32 (B, 3, H, W) .npy; default: inputs.npy beside the file",
     ),
+    ("rpc", str, None, "HOST:PORT of a TVM RPC server, or of a tracker (with --key), to prove and time on"),
+    ("key", str, None, "name of the device at the tracker"),
     ("runs", int, 200, "timed calls of each runtime"),
     ("tolerance", float, 1e-4, "largest relative error that is accepted"),
     ("out", str, None, "folder to write; default: deploy/ beside the file"),
+    ("dump_dir", str, None, "folder for the program after each pass, as text"),
 ]
 
 
@@ -50,6 +65,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("threads", "batch", "runs"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)} is less than 1")
+    if options.key and not options.rpc:
+        raise ValueError(f"--key {options.key} names a device of a tracker: --rpc HOST:PORT is missing")
+    if not options.rpc and (options.threads or 0) > machine.cores():
+        raise ValueError(f"--threads {options.threads}: this computer has {machine.cores()} cores")
+    options.out = Path(options.out) if options.out else Path(options.onnx_path).parent / "deploy"
+    there = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--out {options.out} cannot be written: {there} is no folder that one can write to")
     return options
 
 
@@ -69,46 +92,67 @@ def pictures(options: argparse.Namespace, shape: list[int]) -> np.ndarray:
     return np.concatenate([random, given])
 
 
+class Differs(Exception):
+    """A library computes something else than ONNX Runtime."""
+
+
+def prove(options: argparse.Namespace, device, sparse, dense) -> dict:
+    """What the libraries computed and how fast, and where: here, on the device, or nowhere (for want of one)."""
+    from deploy import measure, remote
+
+    if not device and not sparse.runs_here:
+        return {"measured_on": None, "max_relative_error": None, "top1_agreement": None, "latency_ms": {}}
+    shape, reference = sparse.info["input"]["shape"], measure.peer(options.onnx_path, sparse.info["threads"])
+    images = pictures(options, shape)
+    runners = {"tvm_dense": dense, "tvm_sparse": sparse}
+    if device:
+        runners = {name: device.load(library, name) for name, library in runners.items()}
+    error, top1 = measure.compare(runners["tvm_sparse"].run, reference, images, shape[0])
+    if not error <= options.tolerance:
+        raise Differs(f"relative error {error:.1e} exceeds --tolerance {options.tolerance:.0e}")
+    if device:
+        latency = remote.race(runners, images[: shape[0]], options.runs)
+    else:
+        racers = {"onnxruntime_dense": reference, **{name: library.run for name, library in runners.items()}}
+        latency = measure.race(racers, images[: shape[0]], options.runs)
+    return {
+        "measured_on": device.name if device else "this computer",
+        "max_relative_error": error,
+        "top1_agreement": top1,
+        "latency_ms": latency,
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         options = parse(argv)
-        from deploy import blocks, compiler, measure, passes, reader, report, targets
+        from deploy import blocks, compiler, dump, passes, reader, remote, report, startup
 
-        if not targets.runs_here(targets.find_machine(options.target)):
-            raise ValueError(
-                f"--target {options.target}: this computer cannot run it, so nothing could be proven or timed"
-            )
-        network = passes.simplify(reader.read_onnx(options.onnx_path, options.batch))
+        write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
+        network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
+        network = passes.simplify(network, write)
         blocks.check(network, options.bsr)
+        device = remote.Device(options.rpc, options.key) if options.rpc else None
         common = {"target": options.target, "threads": options.threads}
-        sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, **common)
+        sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
         dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
-        shape, threads = sparse.info["input"]["shape"], sparse.info["threads"]
-        reference = measure.peer(options.onnx_path, threads)
-        images = pictures(options, shape)
-    except ValueError as error:
+        found = prove(options, device, sparse, dense)
+        sparse.info = report.describe(sparse.info, options.tolerance, found, options.runs)
+        report.show(sparse.info)
+        sparse.save(options.out)
+        if sparse.runs_here:
+            sparse.info["start_up"] = startup.measure(options.out)
+            sparse.describe(options.out)
+        (options.out / "deploy.md").write_text(report.markdown(sparse.info))
+    except (ValueError, OSError) as error:
         print(f"model_tune.py: {error}", file=sys.stderr)
         return 2
-
-    error, top1 = measure.compare(sparse.run, reference, images, shape[0])
-    if not error <= options.tolerance:
-        print(f"model_tune.py: relative error {error:.1e} exceeds --tolerance {options.tolerance:.0e}", file=sys.stderr)
+    except Differs as error:
+        print(f"model_tune.py: {error}", file=sys.stderr)
         return 1
-    runners = {"onnxruntime_dense": reference, "tvm_dense": dense.run, "tvm_sparse": sparse.run}
-    latency = measure.race(runners, images[: shape[0]], options.runs)
-    sparse.info = report.describe(sparse.info, options.tolerance, error, top1, latency, options.runs)
-    report.show(sparse.info)
-
-    out = Path(options.out) if options.out else Path(options.onnx_path).parent / "deploy"
-    try:
-        sparse.save(out)
-    except (ValueError, OSError) as error:
-        print(f"model_tune.py: --out {out}: {error}", file=sys.stderr)
-        return 2
-    (out / "deploy.md").write_text(report.markdown(sparse.info))
-    print(f"wrote {out / 'lib.so'}, weights.bin, deploy.json, deploy.md")
+    print(f"wrote {options.out / 'lib.so'}, weights.bin, deploy.json, deploy.md")
     job_dir = Path(options.onnx_path).parent
-    if out == job_dir / "deploy" and (job_dir / "summary.json").exists():  # complete the report of imagenet.py
+    if options.out == job_dir / "deploy" and (job_dir / "summary.json").exists():  # complete the report of imagenet.py
         from utils import report as job_report
 
         job_report.write(job_dir, job_report.screen())

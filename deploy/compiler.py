@@ -21,14 +21,16 @@ def compile_onnx(
     batch: int | None = None,
     sparsity: float = 0.0,
     dense: bool = False,
+    image_size: tuple[int, int] | None = None,
 ) -> Library:
     """Compile the network in an ONNX file.
 
     target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch:
     fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
-    sparse. dense: compile every layer dense. ValueError, of one line, for whatever is wrong with these or the file.
+    sparse. dense: compile every layer dense. image_size: fixes height and width that the file leaves open.
+    ValueError, of one line, for whatever is wrong with these or the file.
     """
-    graph = simplify(read_onnx(path, batch))
+    graph = simplify(read_onnx(path, batch, image_size))
     return compile_graph(graph, path, target, threads, sparsity, dense)
 
 

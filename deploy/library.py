@@ -110,13 +110,17 @@ class Library:
             raise ValueError("a loaded library is already a file: copy its folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.link(folder / LIBRARY)
-        rows, at = [], 0
+        self.info["weights"], at = [], 0
         with open(folder / WEIGHTS, "wb") as file:
             for array in (tensor.numpy() for tensor in self.built.weights):
-                rows.append([str(array.dtype), at, at + array.nbytes])
+                self.info["weights"].append([str(array.dtype), at, at + array.nbytes])
                 at += file.write(array.tobytes().ljust(-(-array.nbytes // ALIGNMENT) * ALIGNMENT, b"\0"))
             file.truncate(max(at, ALIGNMENT))  # an empty file cannot be mapped
-        (folder / DESCRIPTION).write_text(_json(self.info | {"weights": rows}) + "\n")
+        self.describe(folder)
+
+    def describe(self, folder: Path) -> None:
+        """Write deploy.json alone."""
+        (folder / DESCRIPTION).write_text(_json(self.info) + "\n")
 
     def link(self, path: Path) -> None:
         """Write lib.so alone. ValueError without a compiler that links for the target."""

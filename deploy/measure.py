@@ -74,6 +74,11 @@ def race(runners: dict[str, Callable], images: np.ndarray, runs: int, pause: flo
                 start = time.perf_counter()
                 run(images)
                 times[name].append((time.perf_counter() - start) * 1e3)
+    return summary(times)
+
+
+def summary(times: dict[str, list[float]]) -> dict:
+    """{"median", "p10"} of every list of milliseconds."""
     return {
         name: {"median": round(float(np.median(taken)), 4), "p10": round(float(np.percentile(taken, 10)), 4)}
         for name, taken in times.items()

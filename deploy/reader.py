@@ -298,8 +298,25 @@ READERS: dict[str, Callable] = {
 }
 
 
-def read_onnx(path: str | Path, batch: int | None = None) -> Graph:
-    """The graph of an ONNX file. `batch` fixes a batch that the file leaves open (1 if not said)."""
+def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | None) -> tuple[int, ...]:
+    dims = [d.dim_value or d.dim_param or "?" for d in tensor.type.tensor_type.shape.dim]
+    told = list(dims)
+    if len(dims) == 4 and image_size:
+        dims[2:] = [side if isinstance(d, str) else d for d, side in zip(dims[2:], image_size, strict=True)]
+        if tuple(dims[2:]) != image_size:
+            raise ValueError(f"--image_size {image_size[0]}x{image_size[1]}: {path} was exported for {told}")
+    if not dims or any(isinstance(d, str) or d < 1 for d in dims[1:]):
+        hint = "--image_size fixes height and width" if len(dims) == 4 else "only the batch may be"
+        raise ValueError(f"{path} leaves a size of its input {tensor.name!r} open: {told}; {hint}")
+    if isinstance(dims[0], str) or dims[0] < 1:
+        dims[0] = batch or 1
+    elif batch not in (None, dims[0]):
+        raise ValueError(f"--batch {batch}: {path} was exported for a batch of {dims[0]}")
+    return tuple(dims)
+
+
+def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int, int] | None = None) -> Graph:
+    """The graph of an ONNX file. `batch` (1 if not said) and `image_size` fix what the file leaves open."""
     try:
         import onnx
     except ImportError as error:
@@ -320,18 +337,9 @@ def read_onnx(path: str | Path, batch: int | None = None) -> Graph:
         raise ValueError(
             f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one of each is supported"
         )
-    dims = [
-        d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in inputs[0].type.tensor_type.shape.dim
-    ]
-    if not dims or any(isinstance(d, str) or d < 1 for d in dims[1:]):
-        raise ValueError(f"{path} leaves a size of its input {inputs[0].name!r} open: {dims}; only the batch may be")
-    if isinstance(dims[0], str) or dims[0] < 1:
-        dims[0] = batch or 1
-    elif batch not in (None, dims[0]):
-        raise ValueError(f"--batch {batch}: {path} was exported for a batch of {dims[0]}")
+    reader.shapes[inputs[0].name] = _input_shape(path, inputs[0], batch, image_size)
     if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise ValueError(f"{path} does not take float32 pictures")
-    reader.shapes[inputs[0].name] = tuple(dims)
     for node in model.graph.node:
         reader.read(node)
     output = reader.tensor(model.graph.output[0].name)

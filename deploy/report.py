@@ -16,19 +16,21 @@ PACKAGES = ("apache-tvm", "onnx", "onnxruntime", "numpy")
 NOISE = 1.03  # medians closer than this are called equal
 
 
-def describe(info: dict, tolerance: float, error: float, top1: float, latency: dict, runs: int) -> dict:
-    """`info` and what was proven and measured: the contents of deploy.json."""
-    speedup = {}
+def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
+    """`info` and what was proven and measured: the contents of deploy.json.
+
+    found: measured_on (None: nowhere), max_relative_error, top1_agreement, and latency_ms of the runtimes timed.
+    """
+    latency, speedup = found["latency_ms"], {}
     for key, peer in (("vs_onnxruntime", "onnxruntime_dense"), ("vs_tvm_dense", "tvm_dense")):
-        speedup[key] = round(latency[peer]["median"] / latency["tvm_sparse"]["median"], 3)
+        if peer in latency:
+            speedup[key] = round(latency[peer]["median"] / latency["tvm_sparse"]["median"], 3)
     layers = info.pop("layers")
     return {
         **info,
         "tolerance": tolerance,
-        "max_relative_error": error,
-        "top1_agreement": top1,
-        "latency_ms": latency,
-        "runs": runs,
+        **found,
+        "runs": runs if latency else 0,
         "speedup": speedup,
         "layers": layers,
         "versions": {"python": platform.python_version(), **machine.versions(PACKAGES)},
@@ -40,6 +42,11 @@ def describe(info: dict, tolerance: float, error: float, top1: float, latency: d
 
 def verdict(info: dict) -> str:
     """One sentence about sparse against dense, whichever way it went."""
+    if info["measured_on"] is None:
+        return (
+            "NOT PROVEN AND NOT TIMED: this computer cannot run the target, so no output was compared with ONNX"
+            " Runtime's. --rpc proves and times it on a device."
+        )
     ratio = info["speedup"]["vs_tvm_dense"]
     sparse = sum(layer["sparse"] for layer in info["layers"])
     if not sparse:
@@ -53,23 +60,50 @@ def verdict(info: dict) -> str:
     return f"{sparse} of {len(info['layers'])} layers are sparse; {ratio:.2f}x as fast as the dense twin."
 
 
-def markdown(info: dict) -> str:
-    m, v = info["machine"], info["versions"]
+def proof(info: dict) -> str:
+    return (
+        f"equal to ONNX Runtime: largest relative error {info['max_relative_error']:.1e} (tolerance"
+        f" {info['tolerance']:.0e}), same first class on {info['top1_agreement']:.1%} of the pictures"
+    )
+
+
+def measured(info: dict) -> list[str]:
+    """The lines of deploy.md about a library that was run."""
+    m, start = info["machine"], info.get("start_up")
+    where = f"{info['measured_on']}, by its own clock"
+    if info["measured_on"] == "this computer":
+        where = f"{m['cpu']}, {m['cores']} cores"
+    ratios = {"vs_onnxruntime": "ONNX Runtime", "vs_tvm_dense": "dense TVM"}
+    ratios = [f"{info['speedup'][key]:.2f}x over {name}" for key, name in ratios.items() if key in info["speedup"]]
     lines = [
-        f"# {Path(info['onnx']).name}, compiled",
-        "",
-        f"{verdict(info)} Largest relative error against ONNX Runtime {info['max_relative_error']:.1e} (tolerance"
-        f" {info['tolerance']:.0e}), same first class on {info['top1_agreement']:.1%} of the pictures.",
+        f"The library is {proof(info)}.",
         "",
         "| runtime | median ms | p10 ms |",
         "|---|---|---|",
         *(f"| {TITLES[name]} | {t['median']:.3f} | {t['p10']:.3f} |" for name, t in info["latency_ms"].items()),
         "",
-        f"Speed-up of the sparse library: {info['speedup']['vs_onnxruntime']:.2f}x over ONNX Runtime,"
-        f" {info['speedup']['vs_tvm_dense']:.2f}x over dense TVM (ratios of medians).",
+        f"Speed-up of the sparse library: {', '.join(ratios)} (ratios of medians).",
         "",
-        f"Input {info['input']['shape']}, {info['threads']} thread(s) for each, {info['runs']} calls each, in turn,"
-        f" in one process, with pauses. {m['cpu']}, {m['cores']} cores, target `{info['target']}`.",
+        f"Measured on {where}: {info['threads']} thread(s) for each, {info['runs']} calls each, in turn, in one"
+        " process, with pauses.",
+    ]
+    if start:
+        lines.append(
+            f"Start-up: loaded in {start['load_ms']:.0f} ms, first output after {start['first_ms']:.0f} ms. Memory:"
+            f" {start['peak_mib']:.1f} MiB at the most, {start['weights_mib']:.1f} MiB of it weights."
+        )
+    return lines
+
+
+def markdown(info: dict) -> str:
+    v = info["versions"]
+    lines = [
+        f"# {Path(info['onnx']).name}, compiled",
+        "",
+        verdict(info),
+        *(measured(info) if info["measured_on"] else []),
+        "",
+        f"Input {info['input']['shape']}, target `{info['target']}`.",
         f"Versions: {', '.join(f'{name} {number}' for name, number in v.items())}. Date: {info['date']}.",
         "",
         f"Command: `{' '.join(info['command'])}`",
@@ -86,21 +120,20 @@ def markdown(info: dict) -> str:
 
 
 def show(info: dict) -> None:
-    """The latencies as a table on the screen."""
+    """The latencies as a table on the screen, and what was proven."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{Path(info['onnx']).name}, {info['threads']} thread(s), batch {info['batch']}")
-    for column in ("runtime", "median ms", "p10 ms", "sparse is"):
-        table.add_column(column, justify="left" if column == "runtime" else "right")
-    ours = info["latency_ms"]["tvm_sparse"]["median"]
-    for name, t in info["latency_ms"].items():
-        ratio = f"{t['median'] / ours:.2f}x" if name != "tvm_sparse" else ""
-        table.add_row(TITLES[name], f"{t['median']:.3f}", f"{t['p10']:.3f}", ratio)
     console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"equal to ONNX Runtime: error {info['max_relative_error']:.1e} (tolerance {info['tolerance']:.0e}),"
-        f" same first class {info['top1_agreement']:.1%}"
-    )
+    if info["measured_on"]:
+        title = f"{Path(info['onnx']).name}, {info['threads']} thread(s), batch {info['batch']}, {info['measured_on']}"
+        table = Table(title=title)
+        for column in ("runtime", "median ms", "p10 ms", "sparse is"):
+            table.add_column(column, justify="left" if column == "runtime" else "right")
+        ours = info["latency_ms"]["tvm_sparse"]["median"]
+        for name, t in info["latency_ms"].items():
+            ratio = f"{t['median'] / ours:.2f}x" if name != "tvm_sparse" else ""
+            table.add_row(TITLES[name], f"{t['median']:.3f}", f"{t['p10']:.3f}", ratio)
+        console.print(table)
+        console.print(proof(info))
     console.print(verdict(info))

@@ -49,6 +49,8 @@ def write(job_dir: Path, console: Console) -> None:
     summary = json.loads((job_dir / "summary.json").read_text())
     deploy = job_dir / "deploy" / "deploy.json"
     latency = json.loads(deploy.read_text()) if deploy.exists() else None
+    if latency and not set(RUNTIMES) <= set(latency["latency_ms"]):  # not timed beside its peers on this computer
+        latency = None
     head, layers = overview(summary, latency), layer_rows(summary)
     title = f"{summary['arch']} on {summary['data_set']}: {summary['method']}"
     text = f"# {title}\n\n{markdown(head)}\n## Layers\n\n{markdown(layers)}"
