@@ -5,6 +5,7 @@ python imagenet.py --arch mobilenet_v2 --data_set imagefolder --data_path ImageN
 """
 
 import copy
+import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
         network = models.create_model(options.arch, len(train.classes), options.seed)
         network.to(device, memory_format=torch.channels_last)
         if options.evaluate:
-            evaluate_checkpoint(options, network, val, here, screen)
+            evaluate_checkpoint(options, network, method, val, here, screen)
         else:
             prune(options, argv, network, method, train, val, here, screen)
 
@@ -59,13 +60,14 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     if here.first and not (state and (options.job_dir / "run.json").exists()):
         job.begin(options, argv)
     teacher, accuracy = load_and_attach(options, network, method, None if state else val, here, screen)
+    one_round = dataclasses.replace(options, num_epochs=options.num_epochs // method.rounds)
     run = Run(
         network,
         method,
         train,
         loss=Loss(options.label_smoothing, teacher, options.distill, options.temperature),
         epochs=options.num_epochs,
-        rate=partial(learning_rate, options),
+        rate=lambda epoch, *step: learning_rate(one_round, epoch % one_round.num_epochs, *step),
         make_optimizer=lambda parameters: OPTIMIZERS[options.optimizer](parameters, options),
         ranks=here,
         **{name: getattr(options, name) for name in ("accumulate", "amp", "ema", "compile")},
@@ -108,8 +110,12 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
 
 
 def create_method(options: Options) -> pruning.Method:
-    names = set().union(*map(pruning.option_names, pruning.METHODS))
-    return pruning.create_method(options.conv_type, **{name: getattr(options, name) for name in names})
+    names = set().union(*map(pruning.option_names, pruning.METHODS)) | {"exp_mode"}
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    method = pruning.create_method(options.conv_type, **given)
+    if options.num_epochs % method.rounds or (method.rounds > 1 and not options.num_epochs):
+        raise ValueError(f"--num_epochs {options.num_epochs}: must divide into {method.rounds} rounds of training")
+    return method
 
 
 def data_request(options: Options, device: torch.device, screen: Console) -> dict:
@@ -171,6 +177,7 @@ def load_and_attach(
 
     if options.pretrained_model:
         facts = models.load_checkpoint(network, options.pretrained_model)
+        method.accept(facts["extras"])
         if "note" in facts:
             screen.print(f"{options.pretrained_model}: {facts['note']}")
     teacher = copy.deepcopy(network).eval() if options.distill else None
@@ -196,11 +203,18 @@ def resumable(options: Options, screen: Console) -> dict | None:
     return state
 
 
-def evaluate_checkpoint(options: Options, network: nn.Module, val: data.Loader, here, screen: Console) -> None:
-    """Accuracy, sparsity by layer and whether the blocks are whole; with --export_onnx, `model.onnx` too."""
+def evaluate_checkpoint(options: Options, network: nn.Module, method, val: data.Loader, here, screen: Console) -> None:
+    """Accuracy, sparsity by layer and whether the blocks are whole; with --export_onnx, `model.onnx` too.
+
+    A checkpoint that holds more than a dense network (scores without masks) needs the method that makes one of it.
+    """
     facts = models.load_checkpoint(network, options.evaluate)
-    figures = evaluate(network, val, here)
     images = next(iter(val))[0][:8]
+    if facts["extras"]:
+        method.accept(facts["extras"])
+        method.attach(network)
+        pruning.finish(method, network, images)
+    figures = evaluate(network, val, here)
     costs = count(network, images[:1])
     sums = totals(network, costs)
     lengths = pruning.find_blocks(network, options.N)

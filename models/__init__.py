@@ -13,6 +13,7 @@ from models.narrow import widths
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.resnet_cifar import CifarResNet
 from models.vgg import VGG16
+from models.wide_resnet import WideResNet
 
 NETWORKS = {
     "mobilenet_v1": MobileNetV1,
@@ -22,11 +23,23 @@ NETWORKS = {
     "resnet18": partial(ResNet, block=BasicBlock, repeats=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, block=BasicBlock, repeats=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, block=Bottleneck, repeats=(3, 4, 6, 3)),
+    "resnet18_cifar": partial(ResNet, block=BasicBlock, repeats=(2, 2, 2, 2), cifar=True),
+    "resnet34_cifar": partial(ResNet, block=BasicBlock, repeats=(3, 4, 6, 3), cifar=True),
+    "resnet50_cifar": partial(ResNet, block=Bottleneck, repeats=(3, 4, 6, 3), cifar=True),
     "resnet20": partial(CifarResNet, repeats=3),
     "resnet32": partial(CifarResNet, repeats=5),
     "resnet44": partial(CifarResNet, repeats=7),
     "resnet56": partial(CifarResNet, repeats=9),
+    "resnet20s": partial(CifarResNet, repeats=3, head="fc"),  # s: as BiP's files name their tensors
+    "resnet32s": partial(CifarResNet, repeats=5, head="fc"),
+    "resnet44s": partial(CifarResNet, repeats=7, head="fc"),
+    "resnet56s": partial(CifarResNet, repeats=9, head="fc"),
     "vgg16_bn": VGG16,
+    "wrn_16_4": partial(WideResNet, depth=16, width=4),
+    "wrn_28_4": partial(WideResNet, depth=28, width=4),
+    "wrn_28_10": partial(WideResNet, depth=28, width=10),
+    "wrn_34_10": partial(WideResNet, depth=34, width=10),
+    "wrn_40_2": partial(WideResNet, depth=40, width=2),
 }
 NAMES = tuple(sorted(NETWORKS))
 

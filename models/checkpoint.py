@@ -2,10 +2,13 @@
 
 Every rule is declared here. What no rule covers is an error that lists the tensors that do not fit:
 - a file is a state_dict, or a dictionary that holds one as `state_dict` or `model`; names may start with `module.`;
-- torchvision's own names are translated (`TORCHVISION`);
+- torchvision's own names are translated, and those of BiP's ResNets in CIFAR form (`FOREIGN`);
 - a linear layer's 2-D weight fits a 1x1 convolution, and the reverse;
 - a convolution before a batch norm may lack its bias, which is zero then; `num_batches_tracked` may be missing;
+- `sub_block1` of BiP's wide ResNets, which nothing computes with, is left out;
 - `<layer>.mask` is multiplied into the layer's weight;
+- `<layer>.popup_scores` (BiP, Hydra) decide a mask: where the file has that, too, they are left out, and else handed
+  on as an extra to the method that can make a network of them;
 - a file that says `widths` (layer -> output channels) is of a narrower network: layers take the shapes of its tensors,
   and batch norms that it lacks are gone, their convolution having a bias instead.
 """
@@ -33,10 +36,12 @@ TORCHVISION_V3 = (
         (r"features\.1[26]\.([01])", r"conv.\1"),  # the 1x1 convolution after the last block
     ),
 )
-# arch -> (a name that only torchvision's file has, rows of (their name, ours), the first that fits counts);
-# the other networks have torchvision's names already
-TORCHVISION = {
+BIP = ("linear.weight", ((r"linear", "fc"), (r"(layer\d\.\d+)\.shortcut\.([01])", r"\1.downsample.\2")))
+# arch -> (whose names, a name that only their file has, rows of (their name, ours), the first that fits counts);
+# the other networks have the names of torchvision or their publication already
+FOREIGN = {
     "mobilenet_v2": (
+        "torchvision",
         "features.1.conv.0.0.weight",
         (
             (r"features\.1\.conv\.0\.([01])", r"features.1.conv.\1"),  # depthwise: the first block does not expand
@@ -46,9 +51,12 @@ TORCHVISION = {
             (r"features\.(\d+)\.conv\.([23])", lambda m: f"features.{m[1]}.conv.{4 + int(m[2])}"),  # project
         ),
     ),
-    "mobilenet_v3_large": TORCHVISION_V3,
-    "mobilenet_v3_small": TORCHVISION_V3,
+    "mobilenet_v3_large": ("torchvision", *TORCHVISION_V3),
+    "mobilenet_v3_small": ("torchvision", *TORCHVISION_V3),
+    **{f"resnet{depth}_cifar": ("bip", *BIP) for depth in (18, 34, 50)},
 }
+UNUSED = "sub_block1."
+EXTRAS = (".popup_scores",)  # tensors that belong to a pruning method
 V3_NOTE = (
     "torchvision's MobileNetV3 squeezes after the activation, with a batch norm epsilon of 1e-3; this one squeezes "
     "before it, with 1e-5: the weights fit and are a start for training, but do not give torchvision's accuracy"
@@ -58,9 +66,10 @@ V3_NOTE = (
 def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
     """Fill `network` from the file, every tensor or none; returns what the file said about itself, and its masks.
 
-    The result has `format` ("state_dict" and "model" are containers, "flat", or "torchvision" where names were
-    translated), `masks` (layer -> mask, already multiplied into the weights), the container's plain values (arch,
-    epoch, best_prec1, kept, ...), and a `note` where the weights fit but do not compute the same function.
+    The result has `format` ("state_dict" and "model" are containers, "flat", or whose names were translated), `masks`
+    (layer -> mask, already multiplied into the weights), `extras` (name -> tensor that only a pruning method
+    understands), the container's plain values (arch, epoch, best_prec1, kept, ...), and a `note` where the weights fit
+    but do not compute the same function.
     """
     container = read_checkpoint(path)
     form = next((key for key in ("state_dict", "model") if isinstance(container.get(key), dict)), "flat")
@@ -71,8 +80,9 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: no state_dict in it ({strays[0] + ' is no tensor' if strays else 'nothing at all'})")
 
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    renamed = from_torchvision(tensors, getattr(network, "arch", None))
-    tensors = renamed or tensors
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+    source, tensors = translated(tensors, getattr(network, "arch", None))
+    extras = {name: tensors.pop(name) for name in list(tensors) if name.endswith(EXTRAS)}
     told = facts.get("widths")
     target = network if told is None else narrow(copy.deepcopy(network), tensors)
     fitted, masks, misfits = fit(tensors, target)
@@ -80,7 +90,7 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
         misfits = misfits_of_widths(target, told)
     contradictions = [
         f"the file's {key} is {facts[key]}, the network's {getattr(network, key)}"
-        for key in ("arch", "num_classes")
+        for key in (("arch", "num_classes") if source is None else ("num_classes",))  # others have other names
         if key in facts and hasattr(network, key) and bare(facts[key]) != bare(getattr(network, key))
     ]
     if contradictions or misfits:
@@ -91,8 +101,9 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
     if target is not network:
         narrow(network, tensors)
     network.load_state_dict(fitted)
-    info = {**facts, "format": "torchvision" if renamed else form, "masks": masks}
-    if renamed and "v3" in network.arch:
+    extras = {name: tensor for name, tensor in extras.items() if name.rpartition(".")[0] not in masks}
+    info = {**facts, "format": source or form, "masks": masks, "extras": extras}
+    if source and "v3" in network.arch:
         info["note"] = V3_NOTE
         warnings.warn(f"{path}: {V3_NOTE}", stacklevel=2)
     return info
@@ -134,18 +145,18 @@ def bare(value: object) -> str:
     return re.sub(r"[\W_]", "", str(value).lower())
 
 
-def from_torchvision(tensors: dict[str, Tensor], arch: str | None) -> dict[str, Tensor] | None:
-    """The tensors under our names, if they have torchvision's."""
-    sign, rows = TORCHVISION.get(arch, (None, ()))
+def translated(tensors: dict[str, Tensor], arch: str | None) -> tuple[str | None, dict[str, Tensor]]:
+    """Whose names the tensors have, if they are foreign, and the tensors under ours."""
+    source, sign, rows = FOREIGN.get(arch, (None, None, ()))
     if sign not in tensors:
-        return None
+        return None, tensors
 
     def ours(name: str) -> str:
         layer, _, tensor = name.rpartition(".")
         row = next((row for row in rows if re.fullmatch(row[0], layer)), None)
         return f"{re.sub(*row, layer)}.{tensor}" if row else name
 
-    return {ours(name): tensor for name, tensor in tensors.items()}
+    return source, {ours(name): tensor for name, tensor in tensors.items()}
 
 
 def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:

@@ -1,4 +1,7 @@
-"""ResNet for ImageNet (He et al. 2015, table 1; stride on the 3x3). Sizes in comments are for 224 x 224 pictures."""
+"""ResNet for ImageNet (He et al. 2015, table 1; stride on the 3x3). Sizes in comments are for 224 x 224 pictures.
+
+In its CIFAR form the stem is one 3x3 convolution, so that 32 x 32 pictures are 32 x 32 in the first stage.
+"""
 
 import torch
 from torch import nn
@@ -7,12 +10,12 @@ from models.layers import conv, linear
 
 
 class ResNet(nn.Module):
-    def __init__(self, num_classes: int, block: type, repeats: tuple[int, int, int, int]):
+    def __init__(self, num_classes: int, block: type, repeats: tuple[int, int, int, int], cifar: bool = False):
         super().__init__()
-        self.conv1 = conv(3, 64, 7, stride=2)
+        self.conv1 = conv(3, 64, 3) if cifar else conv(3, 64, 7, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)
         four = block.expansion
         self.layer1 = stage(block, 64, 64, repeats[0], stride=1)
         self.layer2 = stage(block, 64 * four, 128, repeats[1], stride=2)

@@ -9,9 +9,9 @@ from models.resnet import BasicBlock
 
 
 class CifarResNet(nn.Module):
-    """6n + 2 layers deep, for `repeats` = n."""
+    """6n + 2 layers deep, for `repeats` = n. `head` is the classifier's name in the files that are to be loaded."""
 
-    def __init__(self, num_classes: int, repeats: int):
+    def __init__(self, num_classes: int, repeats: int, head: str = "linear"):
         super().__init__()
         self.conv1 = conv(3, 16, 3)
         self.bn1 = nn.BatchNorm2d(16)
@@ -20,9 +20,11 @@ class CifarResNet(nn.Module):
         self.layer2 = stage(16, 32, repeats, stride=2)
         self.layer3 = stage(32, 64, repeats, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(64, num_classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        classifier = nn.Linear(64, num_classes)
+        nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.zeros_(classifier.bias)
+        self.head = head
+        self.add_module(head, classifier)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.relu(self.bn1(self.conv1(images)))  # B, 16, 32, 32
@@ -30,7 +32,7 @@ class CifarResNet(nn.Module):
         x = self.layer2(x)  # B, 32, 16, 16
         x = self.layer3(x)  # B, 64, 8, 8
         x = self.avgpool(x).flatten(1)  # B, 64
-        return self.linear(x)  # B, classes
+        return self.get_submodule(self.head)(x)  # B, classes
 
 
 def stage(inputs: int, width: int, repeats: int, stride: int) -> nn.Sequential:

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
+from pruning.bip import BiP
+from pruning.hydra import Hydra
+from pruning.imp import IMP
 from pruning.method import Method, finish, proven_copy
 from pruning.oneshot import ROWS, OneShot
 from pruning.surgery import find_blocks, gather_blocks
@@ -20,7 +23,16 @@ __all__ = [
     "proven_copy",
 ]
 
-METHODS: dict[str, Callable[..., Method]] = {"dense": Method, **{row: partial(OneShot, row) for row in ROWS}}
+METHODS: dict[str, Callable[..., Method]] = {
+    "dense": Method,
+    **{row: partial(OneShot, row) for row in ROWS},
+    "bip": BiP,
+    "hydra": Hydra,
+    "imp": IMP,
+}
+# What methods that learn masks are before and after their own phase: dense training, then training under fixed masks.
+PHASES: dict[str, Callable[..., Method]] = {"pretrain": Method, "finetune": partial(IMP, rounds=1)}
+LEARNED = ("bip", "hydra")
 
 # The layer names of the 1xN publication, as its users type them.
 ALIASES = {
@@ -34,17 +46,22 @@ ALIASES = {
 
 def option_names(name: str) -> set[str]:
     """The options that the method called `name` takes."""
-    maker = METHODS[name]
-    cls = maker.func if isinstance(maker, partial) else maker
-    taken = len(maker.args) if isinstance(maker, partial) else 0
-    fields = dataclasses.fields(cls)[taken:] if dataclasses.is_dataclass(cls) else ()
-    return {field.name for field in fields if field.init}
+    return _open_fields(METHODS[name])
 
 
-def create_method(name: str, **options) -> Method:
+def _open_fields(maker: Callable[..., Method]) -> set[str]:
+    cls, args, keywords = (maker.func, maker.args, maker.keywords) if isinstance(maker, partial) else (maker, (), {})
+    fields = dataclasses.fields(cls)[len(args) :] if dataclasses.is_dataclass(cls) else ()
+    return {field.name for field in fields if field.init} - keywords.keys()
+
+
+def create_method(name: str, exp_mode: str = "prune", **options) -> Method:
     """A method by its name or the paper's layer name; options bear the names of the command line's flags.
 
     Options that concern only other methods are left out, so one set of flags serves all.
+
+    Args:
+        exp_mode: the phase of a method that learns masks: "pretrain", "prune" or "finetune".
 
     Raises:
         ValueError: no such method, an option that no method knows, or a value out of range.
@@ -55,5 +72,8 @@ def create_method(name: str, **options) -> Method:
     unknown = options.keys() - set().union(*map(option_names, METHODS))
     if unknown:
         raise ValueError(f"no pruning method has an option {', '.join(sorted(unknown))}")
-    wanted = option_names(key)
-    return METHODS[key](**{option: value for option, value in options.items() if option in wanted})
+    if exp_mode not in ("prune", *(PHASES if key in LEARNED else ())):
+        raise ValueError(f"--exp_mode {exp_mode}: one of prune, {', '.join(PHASES)}, for {' and '.join(LEARNED)} only")
+    maker = PHASES.get(exp_mode, METHODS[key])
+    wanted = _open_fields(maker)
+    return maker(**{option: value for option, value in options.items() if option in wanted})

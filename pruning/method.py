@@ -15,6 +15,7 @@ class Method:
     """
 
     batches_per_step = 1
+    rounds = 1  # trainings that follow one another in a run, each under the whole schedule of the learning rate
 
     def __str__(self) -> str:
         """What it does and was asked, for titles."""
@@ -22,6 +23,15 @@ class Method:
 
     def check(self, network: nn.Module) -> None:
         """Raise ValueError if this method cannot prune this network: asked before data is opened."""
+
+    def accept(self, tensors: dict[str, Tensor]) -> None:
+        """Told before `attach` what the checkpoint holds beyond a dense network, by name (`conv1.popup_scores`, ...).
+
+        Raises:
+            ValueError: this method has no use for it.
+        """
+        if tensors:
+            raise ValueError(f"the checkpoint holds {next(iter(tensors))}, of which method {self} makes no use")
 
     def attach(self, network: nn.Module) -> None:
         """Called once, after the dense weights are in: add masks, skeletons, compactors, scores."""

@@ -33,9 +33,23 @@ PARAMETERS = {  # with 1000 classes; with 10 for the networks of CIFAR
     "resnet32": 464_154,
     "resnet44": 658_586,
     "resnet56": 853_018,
+    "resnet18_cifar": 11_173_962,
+    "resnet34_cifar": 21_282_122,
+    "resnet50_cifar": 23_520_842,
+    "resnet20s": 269_722,
+    "resnet32s": 464_154,
+    "resnet44s": 658_586,
+    "resnet56s": 853_018,
     "vgg16_bn": 14_762_058 - 38_016,  # without its filter skeletons
+    "wrn_16_4": 2_748_890,
+    "wrn_28_4": 5_852_826,
+    "wrn_28_10": 36_479_194,
+    "wrn_34_10": 46_160_474,
+    "wrn_40_2": 2_243_546,
 }
-CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn")
+CIFAR = tuple(name for name in PARAMETERS if name.endswith("_cifar") or name.startswith(("wrn_", "vgg"))) + tuple(
+    f"resnet{depth}{s}" for depth in (20, 32, 44, 56) for s in ("", "s")
+)
 
 
 def shapes(network):

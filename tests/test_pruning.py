@@ -367,7 +367,7 @@ def test_networks_that_cannot_be_traced_are_refused_in_one_line():
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "resnet50", "resnet20", "vgg16_bn")
 
 
-@pytest.mark.parametrize("name", [name for name in pruning.METHODS if name != "dense"])
+@pytest.mark.parametrize("name", ROWS)
 def test_attach_adds_masks_and_finish_folds_them(name: str):
     network = filled("mobilenet_v3_small", 10)
     keys = set(network.state_dict())

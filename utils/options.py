@@ -45,12 +45,35 @@ class Options:
     rearrange_by: str = option("sort", "the order: by L1 norm, as published, or clustered so that more weight is kept")
     blocks: str = option("aligned", "where N does not divide a layer: a shorter last block, or wrapped (reference)")
     balanced: bool = option(False, "every N rows lose equally many blocks, for threads that share the work")
-    budget: str = option("uniform", "uniform: the same rate in every layer; global: one ranking over all layers")
+    budget: str | None = option(
+        None,
+        "uniform: the same rate in every layer; global: one ranking over all layers "
+        "(default: uniform, but global for single weights of bip, hydra, imp)",
+    )
     max_rate: float = option(0.9, "of a global budget: no layer loses more")
     rates: Path | None = option(None, "YAML file of layer-name patterns and their rates, instead of --pr_target")
     schedule: str = option("oneshot", "oneshot, or linear or cubic growth of the rate while training")
     schedule_end: float = option(0.5, "share of the training after which the rate has grown to its end")
     schedule_every: int = option(50, "updates between two selections of a growing rate")
+    layer_type: str = option(
+        "unstructured",
+        "of bip, hydra and imp: what is kept or goes as one",
+        choices=("unstructured", "filter", "channel", "block"),
+    )
+    k: float = option(0.1, "of bip, hydra and imp: share kept, in (0, 1]")
+    exp_mode: str = option(
+        "prune",
+        "of bip and hydra: dense training, learning masks, or training under those learned",
+        choices=("pretrain", "prune", "finetune"),
+    )
+    score_init: str = option("scaled", "of bip and hydra: scores start as the weights, or at random (scaled, random)")
+    mask_lr: float = option(0.1, "of bip: peak learning rate of the scores")
+    mask_lr_policy: str = option("cos", "of bip: its schedule (cos, step)", "--mask_lr_schedule")
+    lr2: float = option(1e-4, "of bip: weight of the implicit gradient, 1 / gamma")
+    accelerate: bool = option(False, "of bip: scores first, without the implicit gradient, then weights")
+    fidelity: str = option("paper", "of bip and hydra: as the paper says, or as its code does (paper, reference)")
+    rounds: int = option(1, "of imp: rounds of pruning and training; 1: one-shot magnitude")
+    rewind: bool = option(True, "of imp: rounds start from the weights that the run started from")
 
     # Where weights come from and go to.
     pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")

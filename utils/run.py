@@ -91,7 +91,7 @@ class Run:
         if self.ranks.world > 1:
             self.model = nn.parallel.DistributedDataParallel(self.model)
         self.meter = Meter(loader.device)
-        self.iteration = 0  # updates done
+        self.iteration = 0  # steps done, or the number of the one at hand
         self.best = -math.inf  # top-1 of the best evaluation
         self._last_loss = torch.zeros(())
 
@@ -117,11 +117,12 @@ class Run:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def update(self) -> None:
-        for optimizer in self.optimizers:
+    def update(self, *optimizers: torch.optim.Optimizer) -> None:
+        """A step of `optimizers`, by default all; gradients are gone then, those of the others too."""
+        for optimizer in optimizers or self.optimizers:
             optimizer.step()
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.iteration += 1
 
     def step(self, *batches: tuple[Tensor, Tensor]) -> None:
         self.network.train()
@@ -129,6 +130,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(self.epoch, self.loader.batch - 1, len(self.loader))
         self.check_finite()  # of the step before: asking for this one's loss would make a GPU wait
+        self.iteration += 1
         self.method.step(self, *batches)
         if self.average:
             self.average.update()
@@ -139,6 +141,8 @@ class Run:
         with self.average.in_place() if self.average else contextlib.nullcontext():
             self.method.settle(self.network)
             yield
+        if self.average:
+            self.method.settle(self.network)  # masks may follow the weights
 
     def keep_average(self) -> None:
         """Training is over: the network takes the weights to keep for good."""

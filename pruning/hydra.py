@@ -1,0 +1,72 @@
+"""Hydra: which weights of a trained network stay is learned by gradient descent on a score beside each of them.
+
+Sehwag et al., "HYDRA: Pruning Adversarially Robust Neural Networks" (NeurIPS 2020), for accuracy alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning.layers import add_scores, masked_layers
+from pruning.selection import Selective
+
+# Scores to start with, from the weight (O, I, ...) and the share kept.
+SCORE_INITS = {
+    # Proportional to the weights, within the bounds of a Kaiming-uniform draw in every layer (equation 6).
+    "scaled": lambda weight: weight * (math.sqrt(6 / weight[0].numel()) / weight.abs().max()),
+    "random": lambda weight: nn.init.kaiming_uniform_(torch.empty_like(weight), a=math.sqrt(5)),
+}
+
+
+@dataclass
+class Hydra(Selective):
+    """Scores and batch-norm learn, weights are frozen. The selection is made once a step.
+
+    Args:
+        score_init: a key of `SCORE_INITS`; a checkpoint's own scores come first. Under random scores the weights grow
+            by 1 / sqrt(k), as published. Under `fidelity` "reference", "scaled" scores share their memory with the
+            weights, so that either moves with the other.
+    """
+
+    score_init: str = "scaled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score_init not in SCORE_INITS:
+            raise ValueError(f"--score_init {self.score_init}: one of {', '.join(SCORE_INITS)}")
+
+    @torch.no_grad()
+    def attach(self, network: nn.Module) -> None:
+        self.check(network)
+        layers = self.layers(network)
+        given = self.start_scores(layers)
+        for name, layer in layers.items():
+            add_scores(layer, given.get(name, self._first_scores(layer.weight)))
+            if not given and self.score_init == "random":
+                layer.weight.div_(math.sqrt(self.k))
+            self.freeze(layer)
+        self.settle(network)
+
+    def freeze(self, layer: nn.Module) -> None:
+        """Stop what does not learn."""
+        layer.weight.requires_grad_(False)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(False)
+
+    def _first_scores(self, weight: Tensor) -> Tensor:
+        if self.published and self.score_init == "scaled":
+            return weight.data
+        return SCORE_INITS[self.score_init](weight.data)
+
+    def after_update(self, run) -> None:
+        self.settle(run.network)
+
+    @torch.no_grad()
+    def settle(self, network: nn.Module) -> None:
+        """Masks follow the scores."""
+        layers = masked_layers(network)
+        masks = self.masks({name: layer.popup_scores for name, layer in layers.items()}, self.k)
+        for name, layer in layers.items():
+            layer.mask.copy_(masks[name])

@@ -1,0 +1,98 @@
+"""Magnitude pruning at once or in rounds: iterative magnitude pruning (IMP) with rewinding.
+
+Han et al., "Learning both Weights and Connections" (NeurIPS 2015); rewinding: Frankle & Carbin, "The Lottery Ticket
+Hypothesis" (ICLR 2019).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pruning.graph import Graph
+from pruning.layers import add_mask, hold, masked_layers
+from pruning.selection import Selective
+
+
+@dataclass
+class IMP(Selective):
+    """From trained weights, every round prunes the same share of what is left by magnitude, and trains.
+
+    One round is one-shot magnitude pruning and fine-tuning, or, with a checkpoint's scores, fine-tuning under the masks
+    that they give. Dead filters are silenced: their batch-norm has no scale and no shift.
+
+    Args:
+        rounds: of pruning and training; the learning rate's schedule starts anew with each.
+        rewind: later rounds start from the weights that the run started from, under the new mask, and not from those
+            that the round before has trained.
+    """
+
+    rounds: int = 1
+    rewind: bool = True
+    start: dict[str, Tensor] = field(default_factory=dict, init=False)
+    norms: dict[str, list[str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"--rounds {self.rounds}: 1 or more")
+
+    def __str__(self) -> str:
+        rewind = "" if self.rewind else " without rewinding"
+        return super().__str__() + (f", {self.rounds} rounds{rewind}" if self.rounds > 1 else "")
+
+    def attach(self, network: nn.Module) -> None:
+        self.check(network)
+        layers = self.layers(network)
+        if self.rounds > 1 and self.rewind:
+            self.start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if self.layer_type == "filter" and not self.published:
+            self.norms = norms_of_filters(network)
+        scores = self.start_scores(layers) or {name: layer.weight for name, layer in layers.items()}
+        for name, mask in self.masks(scores, self.k ** (1 / self.rounds)).items():
+            add_mask(layers[name], mask)
+        self.settle(network)
+
+    def step(self, run, *batches) -> None:
+        epochs = run.epochs // self.rounds
+        begins = run.loader.batch == run.batches_per_step and run.epoch % epochs == 0
+        if begins and run.epoch:
+            self.begin_round(run, run.epoch // epochs)
+        super().step(run, *batches)
+
+    @torch.no_grad()
+    def begin_round(self, run, number: int) -> None:
+        """Prune by the weights that the last round has trained. `number` counts from 0."""
+        layers = masked_layers(run.network)
+        scores = {name: layer.weight for name, layer in layers.items()}
+        masks = self.masks(scores, self.k ** ((number + 1) / self.rounds))
+        if self.rewind:
+            run.network.load_state_dict(self.start, strict=False)
+            for optimizer in run.optimizers:
+                optimizer.state.clear()
+        for name, layer in layers.items():
+            layer.mask.copy_(masks[name])
+        self.settle(run.network)
+
+    def after_update(self, run) -> None:
+        self.settle(run.network)
+
+    @torch.no_grad()
+    def settle(self, network: nn.Module) -> None:
+        hold(list(masked_layers(network).values()))
+        for name, norms in self.norms.items():
+            alive = network.get_submodule(name).mask.flatten(1).any(1)
+            for norm in map(network.get_submodule, norms):
+                norm.weight.mul_(alive)
+                norm.bias.mul_(alive)
+
+
+def norms_of_filters(network: nn.Module) -> dict[str, list[str]]:
+    """Layer -> the batch-norms that see the outputs of its filters and of no others."""
+    graph = Graph(network)
+    lone = {name: space for name, space in graph.output.items() if space.producers == [name]}
+    return {
+        name: [norm for norm in space.carriers if isinstance(graph.modules[norm], nn.BatchNorm2d)]
+        for name, space in lone.items()
+        if name in graph.output and not isinstance(graph.layers[name], nn.Linear)
+    }
