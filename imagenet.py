@@ -96,6 +96,8 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     run.keep_average()
     images = next(iter(val))[0][:8]
     kept = pruning.finish(method, network, images)
+    if options.shrink:
+        network, _ = pruning.proven_copy(network, pruning.shrink, images)
     tuned = evaluate(network, val, here)
     if not here.first:
         return

@@ -3,6 +3,7 @@
 Chance is drawn here, from (seed, epoch, picture) alone, so every loader cuts the same piece out of the same picture.
 """
 
+import io
 import math
 import random
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ from data.loader import Loader
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
 SPARE = 20  # how many pictures in a row may be bad before skipping them ends
+
+
+class Encoded(NamedTuple):
+    """A picture that is no file of its own."""
+
+    name: str
+    content: bytes
 
 
 class Piece(NamedTuple):
@@ -55,7 +63,7 @@ class FolderLoader(Loader):
     """Pictures decoded, cut and resized by torchvision on worker processes.
 
     Args:
-        samples: (path, label) of every picture.
+        samples: (path or `Encoded`, label) of every picture, in a sequence that may read them when asked.
         size: height and width of what is yielded.
         skip_bad: a picture that does not decode is replaced by the next one instead of stopping the run.
     """
@@ -137,18 +145,21 @@ def readable(samples: list[tuple[str, int]], number: int, skip_bad: bool) -> tup
     raise problem
 
 
-def decode(path: str) -> Tensor:
+def decode(source: str | Encoded) -> Tensor:
     """The picture in a file as RGB, uint8 (3, H, W), wholly decoded. Raises ValueError that names the file."""
     from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
-        return decode_jpeg(read_file(path), ImageReadMode.RGB)
-    except RuntimeError:  # no JPEG, or a bad one: PIL reads everything else, and says best what is wrong
+        named = isinstance(source, str)
+        content = read_file(source) if named else torch.frombuffer(bytearray(source.content), dtype=torch.uint8)
+        return decode_jpeg(content, ImageReadMode.RGB)
+    except (RuntimeError, ValueError):  # no JPEG, or a bad one: PIL reads everything else, and says best what is wrong
         pass
     try:
-        with Image.open(path) as picture:
+        with Image.open(source if isinstance(source, str) else io.BytesIO(source.content)) as picture:
             return pil_to_tensor(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a picture that decodes ({str(error).splitlines()[0]})") from None
+        name = source if isinstance(source, str) else source.name
+        raise ValueError(f"{name}: not a picture that decodes ({str(error).splitlines()[0]})") from None

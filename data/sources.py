@@ -12,6 +12,7 @@ from torch import Tensor
 from data.dali import DaliLoader
 from data.folder import FolderLoader, decode
 from data.loader import Loader, ResidentLoader
+from data.records import Records
 
 CHECKED_UP_TO = 20_000  # pictures; larger sets are checked as they are read
 TRAIN_FOLDERS, VAL_FOLDERS = ("train", "ILSVRC2012_img_train"), ("val", "test")
@@ -153,6 +154,21 @@ def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sam
     return classes, {True: train, False: val}
 
 
+def lmdb(request: Request) -> Pair:
+    """`train.lmdb` and `val.lmdb`, seen as an imagefolder's pictures; names in `classes.txt`, or 1000 classes."""
+    path = _existing(request, "lmdb")
+    names = path / "classes.txt"
+    classes = names.read_text().split() if names.exists() else [str(label) for label in range(1000)]
+    make = partial(FolderLoader, size=request.image_size, classes=classes, workers=request.workers)
+    loaders = []
+    for train, name in ((True, "train.lmdb"), (False, "val.lmdb")):
+        if not (path / name).exists():
+            raise ValueError(f"--data_path {path}: has no {name}")
+        records = Records(path / name, len(classes))
+        loaders.append(make(records, skip_bad=request.skip_bad, **request.loader_arguments(train)))
+    return tuple(loaders)
+
+
 def fake(request: Request) -> Pair:
     """Noise of 1000 classes, the same for a seed: for checks of everything but accuracy."""
     classes = [f"class {number}" for number in range(1000)]
@@ -175,6 +191,7 @@ SOURCES = {
     **{name: partial(cifar, name) for name in CIFAR},
     "tiny_imagenet": tiny_imagenet,
     "imagefolder": imagefolder,
+    "lmdb": lmdb,
     "fake": fake,
 }
 SAMPLES = {  # of the data sets that are folders of pictures: the (train, val) samples
@@ -182,7 +199,8 @@ SAMPLES = {  # of the data sets that are folders of pictures: the (train, val) s
     "tiny_imagenet": lambda request: _tiny_imagenet_parts(request)[1],
     "imagefolder": lambda request: _imagefolder_parts(request)[1],
 }
-DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "imagefolder": 224, "fake": 224}
+DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64}
+DEFAULT_SIZE |= dict.fromkeys(("imagefolder", "lmdb", "fake"), 224)
 
 
 def _sided(request: Request, side: int, data_set: str) -> None:

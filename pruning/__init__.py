@@ -9,6 +9,7 @@ from pruning.hydra import Hydra
 from pruning.imp import IMP
 from pruning.method import Method, finish, proven_copy
 from pruning.oneshot import ROWS, OneShot
+from pruning.slicing import shrink
 from pruning.surgery import find_blocks, gather_blocks
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "gather_blocks",
     "option_names",
     "proven_copy",
+    "shrink",
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {

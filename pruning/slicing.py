@@ -53,6 +53,11 @@ def slice_channels(network: nn.Module, keep: dict[str, Tensor]) -> dict[str, str
     return refused
 
 
+def shrink(network: nn.Module) -> None:
+    """Remove, in place, every channel that nothing needs: those that masks of filters or input channels left dead."""
+    slice_channels(network, living_channels(network))
+
+
 def living_channels(network: nn.Module) -> dict[str, Tensor]:
     """Which output channels a layer must keep: the least `keep` that `slice_channels` obeys. One layer a space."""
     graph = Graph(network)

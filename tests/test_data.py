@@ -11,7 +11,7 @@ from PIL import Image
 import data
 from data.folder import chance_of, decode, piece
 from data.loader import MEAN, STD
-from data.sources import CIFAR
+from data.sources import CIFAR, SAMPLES
 
 CPU = torch.device("cpu")
 
@@ -293,6 +293,59 @@ def test_what_is_wrong_with_tiny_imagenet_is_told(tiny):
     (tiny / "wnids.txt").write_text("n01\n")
     with pytest.raises(ValueError, match=r"train and wnids\.txt have different classes \(n02"):
         loaders("tiny_imagenet", tiny, size=64)
+
+
+def write_lmdb(path, records: dict, **header) -> None:
+    import lmdb
+
+    header = {"__keys__": list(records), "__len__": len(records)} | header
+    content = records | {key.encode(): value for key, value in header.items()}
+    with lmdb.open(str(path), subdir=False, map_size=10**7) as environment, environment.begin(write=True) as put:
+        for key, value in content.items():
+            put.put(key, value if isinstance(value, bytearray) else pickle.dumps(value))
+
+
+def encoded(*samples) -> dict:
+    return {str(n).encode(): (open(path, "rb").read(), label) for n, (path, label) in enumerate(samples)}
+
+
+def test_lmdb_files_are_seen_as_the_folder_they_were_made_of(tree, tmp_path):
+    (tmp_path / "classes.txt").write_text("cat dog")
+    parts = SAMPLES["imagefolder"](data.sources.Request(**request(tree)))
+    for train, name in ((True, "train"), (False, "val")):
+        write_lmdb(tmp_path / f"{name}.lmdb", encoded(*parts[train]))
+    for ours, theirs in zip(loaders("lmdb", tmp_path), loaders("imagefolder", tree), strict=True):
+        assert ours.classes == theirs.classes
+        for (images, labels), (expected, numbers) in zip(ours, theirs, strict=True):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, numbers)
+
+
+def test_what_is_wrong_with_an_lmdb_file_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"has no train\.lmdb"):
+        loaders("lmdb", tmp_path)
+    good = {b"0": (b"no picture", 3)}
+    write_lmdb(tmp_path / "train.lmdb", good)
+    write_lmdb(tmp_path / "val.lmdb", good)
+    train, val = loaders("lmdb", tmp_path)
+    with pytest.raises(ValueError, match=r"train\.lmdb: b'0': not a picture"):
+        next(iter(train))
+    (tmp_path / "classes.txt").write_text("cat dog")
+    train, val = loaders("lmdb", tmp_path)
+    with pytest.raises(ValueError, match=r"val\.lmdb: b'0' is not a picture and a label below 2"):
+        next(iter(val))
+    code = bytearray(pickle.dumps(print))
+    for further, message in (
+        ({"__len__": 2}, "its __keys__ are not the 2"),
+        ({"__keys__": code}, r"b'__keys__': holds builtins\.print, which only code could rebuild"),
+    ):
+        (tmp_path / "train.lmdb").unlink()
+        write_lmdb(tmp_path / "train.lmdb", good, **further)
+        with pytest.raises(ValueError, match=message):
+            loaders("lmdb", tmp_path)
+    (tmp_path / "train.lmdb").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"train\.lmdb: "):
+        loaders("lmdb", tmp_path)
 
 
 def test_a_picture_that_does_not_decode_stops_the_run_or_is_left_out(tree):

@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOOR = {"models": 1, "utils": 1, "pruning": 2, "data": 2, "deploy": 2, "imagenet": 3, "model_tune": 3}
-LATE = {"nvidia", "tvm", "onnx", "onnxruntime", "torch_pruning", "openvino"}  # imported where needed, when needed
+LATE = {
+    "nvidia",
+    "lmdb",
+    "tvm",
+    "onnx",
+    "onnxruntime",
+    "torch_pruning",
+    "openvino",
+}  # imported where needed, when needed
 
 
 def files():

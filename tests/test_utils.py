@@ -31,7 +31,7 @@ FLAGS = """
 --lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --no-debug --accumulate --compile --no-compile --ema
 --distill --temperature --use_dali --no-use_dali --check_data --no-check_data
 --layer_type --k --exp_mode --score_init --mask_lr --mask_lr_policy --mask_lr_schedule --lr2 --accelerate
---no-accelerate --fidelity --rounds --rewind --no-rewind
+--no-accelerate --shrink --no-shrink --fidelity --rounds --rewind --no-rewind
 """
 
 

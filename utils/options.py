@@ -24,7 +24,9 @@ class Options:
 
     # What is trained, on what.
     arch: str = option("mobilenet_v2", "network; an unknown name lists them all")
-    data_set: str = option("digits", "digits (embedded), cifar10, cifar100, tiny_imagenet, imagefolder, fake (noise)")
+    data_set: str = option(
+        "digits", "digits (embedded), cifar10, cifar100, tiny_imagenet, imagefolder, lmdb, fake (noise)"
+    )
     data_path: Path | None = option(None, "folder of the data set")
     image_size: int | None = option(None, "pixels a side (default: 224, digits and tiny_imagenet 64, cifar 32)")
     use_dali: bool = option(False, "decode and resize an imagefolder with NVIDIA DALI, on the GPU or the CPU")
@@ -74,6 +76,8 @@ class Options:
     fidelity: str = option("paper", "of bip and hydra: as the paper says, or as its code does (paper, reference)")
     rounds: int = option(1, "of imp: rounds of pruning and training; 1: one-shot magnitude")
     rewind: bool = option(True, "of imp: rounds start from the weights that the run started from")
+
+    shrink: bool = option(False, "remove dead channels in the end: a smaller network that computes the same")
 
     # Where weights come from and go to.
     pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")

@@ -1,0 +1,66 @@
+"""Pictures in LMDB files: `__len__` and `__keys__`, and under every key the pickled (bytes of the picture, label)."""
+
+import io
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.folder import Encoded
+
+
+class Records(Sequence):
+    """(encoded picture, label) by number, read when asked for.
+
+    Args:
+        path: of the LMDB file, or of the folder that is one.
+        classes: a label is below this number.
+
+    Raises:
+        ValueError: what is wrong with the file, in one line.
+    """
+
+    def __init__(self, path: Path, classes: int):
+        self.path, self.classes = path, classes
+        self.keys = self._read(b"__keys__")
+        count = self._read(b"__len__")
+        if not isinstance(self.keys, list) or count != len(self.keys):
+            raise ValueError(f"{path}: its __keys__ are not the {count} that its __len__ says")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: int) -> tuple[Encoded, int]:
+        key = self.keys[number]
+        try:
+            content, label = self._read(key)
+            if not (isinstance(content, bytes) and 0 <= label < self.classes):
+                raise TypeError
+        except TypeError:
+            raise ValueError(f"{self.path}: {key!r} is not a picture and a label below {self.classes}") from None
+        return Encoded(f"{self.path}: {key!r}", content), label
+
+    def _read(self, key: bytes):
+        """Opens the file anew, for a few hundredths of the time to decode: an open one would not survive a fork."""
+        try:
+            import lmdb
+        except ImportError:
+            raise ValueError("--data_set lmdb needs LMDB: pip install lmdb") from None
+        how = {"subdir": self.path.is_dir(), "readonly": True, "lock": False, "readahead": False}
+        try:
+            with lmdb.open(str(self.path), **how) as environment, environment.begin() as transaction:
+                value = transaction.get(key)
+        except lmdb.Error as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        if value is None:
+            raise ValueError(f"{self.path}: has no {key!r}")
+        try:
+            return _Plain(io.BytesIO(value)).load()
+        except (pickle.UnpicklingError, EOFError, IndexError) as error:
+            raise ValueError(f"{self.path}: {key!r}: {error}") from None
+
+
+class _Plain(pickle.Unpickler):
+    """Bytes, numbers, lists and tuples, and nothing that code would have to rebuild."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"holds {module}.{name}, which only code could rebuild; it is not run")
