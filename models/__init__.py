@@ -35,10 +35,9 @@ NETWORKS = {
     "resnet44s": partial(CifarResNet, repeats=7, head="fc"),
     "resnet56s": partial(CifarResNet, repeats=9, head="fc"),
     "vgg16_bn": VGG16,
-    "wrn_16_4": partial(WideResNet, depth=16, width=4),
+    "wrn_28_1": partial(WideResNet, depth=28, width=1),
     "wrn_28_4": partial(WideResNet, depth=28, width=4),
     "wrn_28_10": partial(WideResNet, depth=28, width=10),
-    "wrn_34_10": partial(WideResNet, depth=34, width=10),
     "wrn_40_2": partial(WideResNet, depth=40, width=2),
 }
 NAMES = tuple(sorted(NETWORKS))
