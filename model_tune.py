@@ -3,8 +3,8 @@
     python model_tune.py --onnx_path job/model.onnx --bsr 4 --bsc 1 --threads 2
 
 Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the
-outputs equal to ONNX Runtime's, times the three side by side, and writes lib.so, weights.bin, deploy.json and
-deploy.md. With --rpc the library runs on another computer. Needs no PyTorch.
+outputs equal to ONNX Runtime's, times these three and OpenVINO, if there is one, in turns, and writes lib.so,
+weights.bin, deploy.json and deploy.md. With --rpc the library runs on another computer. Needs no PyTorch.
 """
 
 import argparse
@@ -113,7 +113,12 @@ def prove(options: argparse.Namespace, device, sparse, dense) -> dict:
     if device:
         latency = remote.race(runners, images[: shape[0]], options.runs)
     else:
-        racers = {"onnxruntime_dense": reference, **{name: library.run for name, library in runners.items()}}
+        racers = {"onnxruntime_dense": reference}
+        try:
+            racers["openvino_dense"] = measure.openvino_peer(options.onnx_path, sparse.info["threads"], shape)
+        except ValueError as problem:
+            print(f"OpenVINO is not timed: {problem}")
+        racers |= {name: library.run for name, library in runners.items()}
         latency = measure.race(racers, images[: shape[0]], options.runs)
     return {
         "measured_on": device.name if device else "this computer",

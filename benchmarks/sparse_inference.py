@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -75,8 +74,6 @@ def print_and_write(options: argparse.Namespace) -> None:
             files = {str(point): exported(options, name, point) for point in [DENSE, *points]}
             print(f"{name}, {threads} thread(s)", flush=True)
             measured = in_a_process(measure_network, files, threads, options.runs)
-            for point, file in files.items():
-                measured["builds"][point]["memory"] = in_a_process(peak_memory, file)
             facts = {"network": name, "image_size": image_size(options, name), "threads": threads}
             entries[key] = facts | {"runs": options.runs} | measured | circumstances()
             save_json(results, entries)
@@ -94,7 +91,7 @@ def covers(entry: dict | None, points: list[Point], runs: int) -> bool:
 
 
 def in_a_process(function, *arguments):
-    """What `function` returns in a fresh process: threads are configured once a process, and memory is its own."""
+    """What `function` returns in a fresh process: TVM's threads are configured once a process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -150,7 +147,7 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
 def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     """Compile the network at every point, compare it with ONNX Runtime, and time all builds and both peers in turns."""
     import deploy
-    from deploy import measure
+    from deploy import measure, startup
 
     pictures = np.load(files[str(DENSE)].parent / "inputs.npy")
     shape = [1, *pictures.shape[1:]]
@@ -169,6 +166,7 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         found[point] = {"compile_s": round(seconds, 2), "error": error, "top1": top1, **work(file)}
         print(f"  {Point.parse(point).label}: compiled in {seconds:.1f} s, error {error:.1e}", flush=True)
         library.save(file.parent / "deploy")
+        found[point]["start_up"] = startup.measure(file.parent / "deploy")
         runners[point] = library.run
     latency = measure.race(runners, pictures[:1], runs)
     for point, build in found.items():
@@ -194,29 +192,6 @@ def work(file: Path) -> dict:
             flops += 2 * weight * math.prod(pixels)
             floats.append(channels * math.prod(pixels))
     return {"mflop": flops / 1e6, "weight_bytes": 4 * kept, "activation_bytes": 4 * sum(sorted(floats)[-2:])}
-
-
-def peak_memory(file: Path) -> dict:
-    """Bytes that the saved library adds to a process: at most while loading, at most while running, and not mapped."""
-    import tvm  # noqa: F401  # its own code is not counted
-
-    import deploy
-
-    pictures = np.load(file.parent / "inputs.npy")[:1]
-    before, private = resident("VmRSS"), resident("RssAnon")
-    library = deploy.load(file.parent / "deploy")
-    library.run(pictures)
-    loading = resident("VmHWM")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    for _ in range(3):
-        library.run(pictures)
-    highest = resident("VmHWM")
-    return {"load": loading - before, "run": highest - before, "anonymous": resident("RssAnon") - private}
-
-
-def resident(field: str) -> int:
-    """Bytes, of Linux's account of this process."""
-    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 
 
 def layers(file: Path, threads: int, runs: int) -> str:

@@ -131,17 +131,18 @@ def speed_table(entries: list[dict]) -> list[list[str]]:
 
 
 def cost_table(entries: list[dict]) -> list[list[str]]:
-    """Equality, seconds of compilation and memory."""
-    rows = [["network", "threads", "build", "error", "top-1 agreement", "compiled in", "target"]]
-    rows[0] += ["memory of a run", "at most", "while loading"]
+    """Equality, seconds of compilation, start-up and memory."""
+    rows = [["network", "threads", "build", "error", "top-1 agreement", "compiled in", "target", "loaded in"]]
+    rows[0] += ["memory", "at most"]
     for entry in entries:
         head = [title(entry), str(entry["threads"])]
         for point, build in builds(entry).items():
-            most = MEMORY_TARGET * (build["weight_bytes"] + build["activation_bytes"])
+            start = build["start_up"]
+            most = MEMORY_TARGET * (build["weight_bytes"] + build["activation_bytes"]) / 2**20
             told = [f"{build['error']:.0e}", f"{build['top1']:.0%}", f"{build['compile_s']:.1f} s"]
             told += [f"{COMPILE_TARGET.get(entry['network'], 20)} s"]
-            told += [f"{size / 1e6:.1f} MB" for size in (build["memory"]["run"], most, build["memory"]["load"])]
-            rows.append([*head, point.label, *told])
+            told += [f"{start['load_ms']:.0f} ms", f"{start['peak_mib']:.1f} MiB"] if start else ["", "unknown"]
+            rows.append([*head, point.label, *told, f"{most:.1f} MiB"])
     return rows
 
 
@@ -166,8 +167,8 @@ measured as multiply-adds in registers.
 ## Equality, compilation, memory
 
 Error: largest difference to ONNX Runtime's outputs on the same pruned network, relative to the largest output. Memory:
-what the saved library adds to a process, at its highest. At most: {MEMORY_TARGET} times kept weights and the two
-largest activations.
+what a process grows by, at its highest, while it loads the saved library and runs it. At most: {MEMORY_TARGET} times
+kept weights and the two largest activations.
 
 {markdown(cost_table(entries))}
 ## How it was measured

@@ -31,11 +31,14 @@ def openvino_peer(path: str | Path, threads: int, shape: list[int]) -> Callable[
         import openvino
     except ImportError as error:
         raise ValueError("the comparison with OpenVINO needs it: pip install openvino") from error
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    model.reshape(list(shape))
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(path))
+        model.reshape(list(shape))
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot run {path}: {' '.join(str(error).split())}") from error
     return lambda images: request.infer([images], share_inputs=True)[0]
 
 

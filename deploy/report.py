@@ -9,10 +9,17 @@ from utils import machine
 
 TITLES = {
     "onnxruntime_dense": "ONNX Runtime, dense",
+    "openvino_dense": "OpenVINO, dense",
     "tvm_dense": "TVM, dense (every block kept)",
     "tvm_sparse": "TVM, block sparse",
 }
-PACKAGES = ("apache-tvm", "onnx", "onnxruntime", "numpy")
+PACKAGES = ("apache-tvm", "onnx", "onnxruntime", "openvino", "numpy")
+# What the sparse library is compared with: field of "speedup" -> (field of "latency_ms", name).
+RIVALS = {
+    "vs_onnxruntime": ("onnxruntime_dense", "ONNX Runtime"),
+    "vs_openvino": ("openvino_dense", "OpenVINO"),
+    "vs_tvm_dense": ("tvm_dense", "dense TVM"),
+}
 NOISE = 1.03  # medians closer than this are called equal
 
 
@@ -22,9 +29,9 @@ def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
     found: measured_on (None: nowhere), max_relative_error, top1_agreement, and latency_ms of the runtimes timed.
     """
     latency, speedup = found["latency_ms"], {}
-    for key, peer in (("vs_onnxruntime", "onnxruntime_dense"), ("vs_tvm_dense", "tvm_dense")):
-        if peer in latency:
-            speedup[key] = round(latency[peer]["median"] / latency["tvm_sparse"]["median"], 3)
+    for key, (rival, _) in RIVALS.items():
+        if rival in latency:
+            speedup[key] = round(latency[rival]["median"] / latency["tvm_sparse"]["median"], 3)
     layers = info.pop("layers")
     return {
         **info,
@@ -73,8 +80,7 @@ def measured(info: dict) -> list[str]:
     where = f"{info['measured_on']}, by its own clock"
     if info["measured_on"] == "this computer":
         where = f"{m['cpu']}, {m['cores']} cores"
-    ratios = {"vs_onnxruntime": "ONNX Runtime", "vs_tvm_dense": "dense TVM"}
-    ratios = [f"{info['speedup'][key]:.2f}x over {name}" for key, name in ratios.items() if key in info["speedup"]]
+    ratios = [f"{ratio:.2f}x over {RIVALS[key][1]}" for key, ratio in info["speedup"].items()]
     lines = [
         f"The library is {proof(info)}.",
         "",
@@ -96,7 +102,7 @@ def measured(info: dict) -> list[str]:
 
 
 def markdown(info: dict) -> str:
-    v = info["versions"]
+    v = {name: number for name, number in info["versions"].items() if number}
     lines = [
         f"# {Path(info['onnx']).name}, compiled",
         "",

@@ -391,7 +391,8 @@ def test_a_saved_library_runs_without_this_repository(tmp_path):
     np.testing.assert_allclose(json.loads(ran.stdout), library.run(images), rtol=1e-5)
 
 
-def test_the_command_writes_what_it_proved(tmp_path, capfd):
+def test_the_command_writes_what_it_proved(tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if not installed
     path = small_file(tmp_path / "m.onnx")
     np.save(tmp_path / "inputs.npy", np.ones((3, 8, 8, 8), np.float32))
     assert model_tune.main(["--onnx_path", str(path), "--bsr", "4", "--bsc", "1", "--runs", "3", "--threads", "1"]) == 0
@@ -404,7 +405,24 @@ def test_the_command_writes_what_it_proved(tmp_path, capfd):
     assert written["layers"][0]["N"] == 4
     assert "| conv | 16 x 8 x 1 x 1 | 64 | 4 |" in (tmp_path / "deploy" / "deploy.md").read_text()
     assert deploy.load(tmp_path / "deploy").run(np.zeros((1, 8, 8, 8), np.float32)).shape == (1, 5)
-    assert capfd.readouterr().err == ""
+    told = capfd.readouterr()
+    assert told.err == ""
+    assert "pip install openvino" in told.out
+
+
+def test_openvino_is_a_peer_where_it_is_installed(tmp_path, capsys):
+    pytest.importorskip("openvino")
+    path = small_file(tmp_path / "m.onnx")
+    assert model_tune.main(["--onnx_path", str(path), "--runs", "3", "--threads", "1"]) == 0
+    written = json.loads((tmp_path / "deploy" / "deploy.json").read_text())
+    assert written["speedup"]["vs_openvino"] > 0
+    assert "| OpenVINO, dense |" in (tmp_path / "deploy" / "deploy.md").read_text()
+    assert "x over OpenVINO," in (tmp_path / "deploy" / "deploy.md").read_text()
+    images = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
+    ours, theirs = measure.openvino_peer(path, 1, images.shape), measure.peer(path, 1)
+    assert measure.compare(ours, theirs, images, 1)[0] < 1e-5
+    with pytest.raises(ValueError, match="OpenVINO cannot run"):
+        measure.openvino_peer(tmp_path / "deploy" / "deploy.md", 1, images.shape)
 
 
 def test_the_command_refuses_a_library_that_differs(tmp_path, capsys):
