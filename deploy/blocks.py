@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .graph import Conv
+
 SIZES = (32, 16, 8, 4, 2, 1)
 SPILL = 1.01  # kept blocks may hold this much more than the non-zero weights: a weight may be zero by chance
 
@@ -57,16 +59,18 @@ class Packed:
     bias: np.ndarray
 
 
-def pack(weight, bias, keep: np.ndarray | None, group: int, offsets: np.ndarray, unroll: int) -> Packed:
-    """Pack for groups of `group` rows; `keep` (groups, columns), or None for every column, with one list of offsets.
+def pack(node: Conv, pattern: Pattern, choice, offsets: np.ndarray) -> Packed:
+    """Pack a convolution for the groups of rows of `choice` (a schedule.Choice): dense with one list of offsets.
 
     offsets: (columns,) where each column's pixels lie. Every group gets whole steps of `unroll` columns: what is
     missing is filled with zero weights.
     """
-    dense = matrix(weight).astype(np.float32)
+    group, unroll = choice.group, choice.unroll
+    dense = matrix(node.weight).astype(np.float32)
     groups = -(-len(dense) // group)
+    keep = np.repeat(pattern.keep, pattern.block // group, axis=0)[:groups] if choice.sparse else None
     dense = np.pad(dense, ((0, groups * group - len(dense)), (0, 0))).reshape(groups, group, -1)
-    bias = np.pad(bias.astype(np.float32), (0, groups * group - len(bias)))
+    bias = np.pad(node.bias.astype(np.float32), (0, groups * group - len(node.bias)))
     if keep is None:
         columns = np.arange(dense.shape[2])
         lists = [columns] * groups

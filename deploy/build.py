@@ -51,4 +51,6 @@ def build(module: tvm.IRModule, target, lowering: tvm.transform.Pass, dump: Call
 
     dump("kernels", module)
     pipeline = tvm.transform.Sequential([lowering, lift])
-    return Built(tvm.compile(module, target=target, relax_pipeline=pipeline), weights)
+    # Sums that share one buffer with those of another loop are not promoted to registers.
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        return Built(tvm.compile(module, target=target, relax_pipeline=pipeline), weights)

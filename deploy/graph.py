@@ -24,6 +24,7 @@ class Conv(Node):
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)  # above, left
     dilation: tuple[int, int] = (1, 1)
+    first: "Window | None" = None  # a depthwise convolution whose output only this one reads: inputs[0] is its input
 
 
 @dataclass

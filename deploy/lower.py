@@ -6,12 +6,14 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from . import elementwise, kernels, planes
-from .blocks import find_blocks, matrix, pack
+from . import elementwise, kernels, lower_lanes, planes
+from .blocks import pack
 from .build import build
 from .dump import forget
 from .graph import Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
-from .schedule import Choice, Site, choose, plan
+from .lanes import Map, Turn, turn
+from .layout import Layout, arrange, four, planes_of
+from .schedule import plan
 from .targets import Machine
 
 
@@ -44,10 +46,10 @@ class Program:
 
     graph: Graph
     machine: Machine
-    least_sparsity: float  # a layer with a smaller fraction of zero blocks is compiled dense
-    dense: bool  # compile every layer dense: the twin to compare with
+    layout: Layout
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
-    values: dict[str, relax.Expr] = field(default_factory=dict)
+    values: dict[tuple[str, Map], relax.Expr] = field(default_factory=dict)
+    maps: dict[str, Map] = field(default_factory=dict)  # how each tensor was made
     functions: dict[tuple, tvm.ir.GlobalVar] = field(default_factory=dict)
     layers: list[dict] = field(default_factory=list)
 
@@ -62,13 +64,37 @@ class Program:
     def size(self, tensor: str) -> int:
         return int(np.prod(self.graph.shapes[tensor]))
 
-    def map(self, tensor: str) -> tuple[int, int, int, int]:
-        """(batch, channels, rows, columns), also of a tensor that has lost its height and width."""
-        shape = self.graph.shapes[tensor]
-        return (*shape, *(1,) * (4 - len(shape)))
+    def shape(self, tensor: str) -> tuple[int, int, int, int]:
+        return four(self.graph.shapes[tensor])
+
+    def made(self, tensor: str) -> Map:
+        """How the layout wants `tensor` to be made."""
+        _, channels, rows, columns = self.shape(tensor)
+        if tensor in self.layout.lanes and rows * columns > 1:
+            return Map(channels, rows, columns, self.machine.lanes, self.layout.borders.get(tensor, 0))
+        return Map(channels, rows, columns)
+
+    def fetch(self, tensor: str, lanes: int = 1, border: int = 0):
+        """`tensor` in blocks of `lanes` channels with at least `border` zeros around them, and its map."""
+        have = self.maps[tensor]
+        if have.lanes == lanes and (have.border == border or (lanes > 1 and have.border > border)):
+            return self.values[tensor, have], have
+        want = Map(have.channels, have.rows, have.columns, lanes, border)
+        if (tensor, want) not in self.values:
+            batch = self.shape(tensor)[0]
+            spec = Turn(batch, have, want)
+            self.values[tensor, want] = self.call(turn, spec, [self.values[tensor, have]], batch * want.size)
+        return self.values[tensor, want], want
+
+    def planes(self, tensor: str):
+        """`tensor` as a plain (B, C, H, W) array."""
+        return self.fetch(tensor)[0]
 
     def lower(self, node: Node) -> None:
-        self.values[node.output] = LOWER[type(node)](self, node, [self.values[name] for name in node.inputs])
+        inside = node.output in self.layout.lanes
+        value = (lower_lanes.LOWER if inside else LOWER)[type(node)](self, node)
+        self.maps[node.output] = self.made(node.output)
+        self.values[node.output, self.maps[node.output]] = value
 
 
 def _starts(bands) -> np.ndarray:
@@ -76,76 +102,78 @@ def _starts(bands) -> np.ndarray:
     return np.array(starts or [0, 0], np.int32)
 
 
-def _planes(p: Program, node: Conv | Window, kernel: tuple[int, int]) -> planes.Planes:
-    _, _, rows, columns = p.map(node.inputs[0])
-    return planes.Planes(rows, columns, *p.map(node.output)[2:], kernel, node.stride, node.pad, node.dilation)
-
-
-def _conv(p: Program, node: Conv, inputs: list):
-    batch, channels, rows, columns = p.map(node.inputs[0])
-    m, shape = p.machine, _planes(p, node, node.weight.shape[2:])
-    x, each, total, width = inputs[0], rows * columns, batch * channels * rows * columns, columns
+def _conv(p: Program, node: Conv):
+    x, source = p.planes(node.inputs[0]), p.graph.shapes[node.inputs[0]]
+    if node.first is not None:
+        x, source = _slide(p, node.first, x), p.graph.shapes[node.first.output]
+    batch, channels, rows, columns = four(source)
+    m, shape, choice = p.machine, planes_of(p.graph, node), p.layout.choices[node.output]
+    each, total, width = rows * columns, batch * channels * rows * columns, columns
     if shape.needed:
         spread = planes.Spread(batch * channels, shape, m.lanes)
         x = p.call(planes.spread, spread, [x], spread.total)
         each, total, width = shape.size, spread.total, shape.width
-    site = Site(
-        len(node.weight), matrix(node.weight).shape[1], shape.out_rows, shape.out_columns, width, not shape.needed
-    )
-    pattern = find_blocks(node.weight)
-    density = pattern.density
-    # A rate of 0.5 prunes int(0.5 * blocks), so a layer asked to be half empty may be a little less.
-    as_dense = p.dense or 1 - density < p.least_sparsity - 0.01
-    choice = choose(site, m, pattern.block, 1.0 if as_dense else density)
     offsets = (np.arange(channels)[:, None] * each + np.array(shape.offsets)).reshape(-1)
-    keep = np.repeat(pattern.keep, pattern.block // choice.group, axis=0) if choice.sparse else None
-    if keep is not None:
-        keep = keep[: -(-len(node.weight) // choice.group)]
-    packed = pack(node.weight, node.bias, keep, choice.group, offsets, choice.unroll)
-    bands = plan(site.out_rows, site.out_columns, width, m.lanes, choice.vectors) if choice.kernel == "pixel" else ()
+    packed = pack(node, p.layout.patterns[node.output], choice, offsets)
+    pixels = shape.out_rows * shape.out_columns
+    bands = plan(shape.out_rows, shape.out_columns, width, m.lanes, choice.vectors) if choice.kernel == "pixel" else ()
     spec = kernels.Gemm(
-        batch, site.rows, choice.group, len(packed.offset), choice.sparse, channels * each, total, site.pixels, bands,
-        choice.unroll, packed.weight.nbytes > 4 * channels * each, node.activation, len(inputs) > 1, m.lanes,
+        batch, len(node.weight), choice.group, len(packed.offset), choice.sparse, channels * each, total, pixels, bands,
+        choice.unroll, packed.weight.nbytes > 4 * channels * each, node.activation, len(node.inputs) > 1, m.lanes,
         round(batch * choice.cycles),
     )  # fmt: skip
-    arguments = [x, packed.weight, packed.offset, packed.pointer, packed.bias, _starts(bands), *inputs[1:]]
-    p.layers.append(_layer_row(node, site, pattern, choice))
+    residual = [p.planes(name) for name in node.inputs[1:]]
+    arguments = [x, packed.weight, packed.offset, packed.pointer, packed.bias, _starts(bands), *residual]
+    p.layers.append(layer_row(p, node))
     make = kernels.pixel_gemm if choice.kernel == "pixel" else kernels.row_gemm
     return p.call(make, spec, arguments, p.size(node.output))
 
 
-def _layer_row(node: Conv, site: Site, pattern, choice: Choice) -> dict:
-    tile = f"{choice.group} rows x " + (f"{choice.vectors} vectors" if choice.kernel == "pixel" else "pixels in lanes")
+TILES = {
+    "pixel": "{} rows x {} vectors of pixels",
+    "row": "{} rows x all pixels",
+    "lanes": "{} rows in lanes x {} pixels",
+}
+
+
+def layer_row(p: Program, node: Conv) -> dict:
+    """What deploy.json says of a layer."""
+    pattern, choice = p.layout.patterns[node.output], p.layout.choices[node.output]
+    tile = TILES[choice.kernel].format(choice.group, choice.vectors)
     return {
         "name": node.name,
         "shape": list(node.weight.shape),
-        "pixels": site.pixels,
+        "pixels": int(np.prod(p.shape(node.output)[2:])),
         "N": pattern.block if pattern.density < 1 else None,
         "density": round(pattern.density, 4),
-        "kernel": f"{'sparse' if choice.sparse else 'dense'}, {tile}",
+        "kernel": f"{'sparse' if choice.sparse else 'dense'}, {tile}" + (", depthwise inside" if node.first else ""),
         "sparse": choice.sparse,
     }
 
 
-def _window(p: Program, node: Window, inputs: list):
-    batch, channels = p.map(node.inputs[0])[:2]
-    m, shape = p.machine, _planes(p, node, node.kernel)
+def _slide(p: Program, node: Window, x):
+    batch, channels = p.shape(node.inputs[0])[:2]
+    m, shape = p.machine, planes_of(p.graph, node)
     if node.kind == "conv" and planes.together(shape, channels, m.lanes):
         spec, constants = planes.small(shape, batch, node.weight, node.bias, node.activation, m.lanes)
-        return p.call(planes.small_window, spec, [inputs[0], *constants], p.size(node.output))
+        return p.call(planes.small_window, spec, [x, *constants], p.size(node.output))
     bands = plan(shape.out_rows, shape.out_columns, shape.width, m.lanes, m.accumulators // 3)
     spec = planes.Window(node.kind, batch, channels, shape, bands, node.activation, m.lanes)
     weights = [np.ascontiguousarray(node.weight.reshape(-1)), node.bias] if node.kind == "conv" else []
-    return p.call(planes.window, spec, [inputs[0], _starts(bands), *weights], p.size(node.output))
+    return p.call(planes.window, spec, [x, _starts(bands), *weights], p.size(node.output))
 
 
-def _affine(p: Program, node: Affine, inputs: list):
-    batch, channels, rows, columns = p.map(node.output)
-    operands, arguments = [], [inputs[0]]
+def _window(p: Program, node: Window):
+    return _slide(p, node, p.planes(node.inputs[0]))
+
+
+def _affine(p: Program, node: Affine):
+    batch, channels, rows, columns = p.shape(node.output)
+    operands, arguments = [], [p.planes(node.inputs[0])]
     for value in (node.scale, node.shift):
         if isinstance(value, str):
             operands.append("whole" if p.size(value) == p.size(node.output) else batch * channels)
-            arguments.append(p.values[value])
+            arguments.append(p.planes(value))
         else:
             operands.append(None if value is None else channels)
             arguments += [] if value is None else [value.astype(np.float32)]
@@ -153,27 +181,27 @@ def _affine(p: Program, node: Affine, inputs: list):
     return p.call(elementwise.affine, spec, arguments, p.size(node.output))
 
 
-def _mean(p: Program, node: Mean, inputs: list):
-    batch, channels, rows, columns = p.map(node.inputs[0])
+def _mean(p: Program, node: Mean):
+    batch, channels, rows, columns = p.shape(node.inputs[0])
     spec = planes.Mean(batch * channels, rows * columns, node.activation, p.machine.lanes)
-    return p.call(planes.mean, spec, inputs, p.size(node.output))
+    return p.call(planes.mean, spec, [p.planes(node.inputs[0])], p.size(node.output))
 
 
-def _move(p: Program, node: Move, inputs: list):
+def _move(p: Program, node: Move):
     source, target = p.graph.shapes[node.inputs[0]], p.graph.shapes[node.output]
     spec = elementwise.Move(source, target, node.starts, node.steps, node.fill)
-    return p.call(elementwise.move, spec, inputs, p.size(node.output))
+    return p.call(elementwise.move, spec, [p.planes(node.inputs[0])], p.size(node.output))
 
 
-def _concat(p: Program, node: Concat, inputs: list):
+def _concat(p: Program, node: Concat):
     shapes = [p.graph.shapes[name] for name in node.inputs]
     outer = int(np.prod(shapes[0][: node.axis]))
     spec = elementwise.Concat(outer, tuple(int(np.prod(s[node.axis :])) for s in shapes), p.machine.lanes)
-    return p.call(elementwise.concat, spec, inputs, p.size(node.output))
+    return p.call(elementwise.concat, spec, [p.planes(name) for name in node.inputs], p.size(node.output))
 
 
-def _view(p: Program, node: View, inputs: list):
-    return inputs[0]  # kernels see flat memory
+def _view(p: Program, node: View):
+    return p.planes(node.inputs[0])  # kernels see flat memory
 
 
 LOWER = {View: _view, Conv: _conv, Window: _window, Affine: _affine, Mean: _mean, Move: _move, Concat: _concat}
@@ -187,14 +215,15 @@ def _reshape(value, shape):
 
 def compile_graph(graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False, dump=forget):
     """What was built, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
-    p = Program(graph, machine, least_sparsity, dense)
+    p = Program(graph, machine, arrange(graph, machine, dense, least_sparsity))
     images = relax.Var(graph.input, relax.TensorType(graph.shapes[graph.input], "float32"))
     with p.builder.function("main", [images]):
         with p.builder.dataflow():
             flat = (p.size(graph.input),)
-            p.values[graph.input] = p.builder.emit(_reshape(images, flat))
+            p.maps[graph.input] = Map(*p.shape(graph.input)[1:])
+            p.values[graph.input, p.maps[graph.input]] = p.builder.emit(_reshape(images, flat))
             for node in graph.nodes:
                 p.lower(node)
-            out = p.builder.emit_output(_reshape(p.values[graph.output], graph.shapes[graph.output]))
+            out = p.builder.emit_output(_reshape(p.planes(graph.output), graph.shapes[graph.output]))
         p.builder.emit_func_output(out)
     return build(p.builder.get(), machine.target, lowering(), dump), p.layers

@@ -123,6 +123,17 @@ def fuse_residuals(graph: Graph) -> None:
             _merge(graph, conv, node, inputs=[conv.inputs[0], other], activation=node.activation)
 
 
+def fuse_depthwise(graph: Graph) -> None:
+    """A depthwise convolution that only a pointwise one reads is computed with it."""
+    for node in list(graph.nodes):
+        if not isinstance(node, Conv) or node.weight.shape[2:] != (1, 1) or node.stride != (1, 1) or node.pad != (0, 0):
+            continue
+        window = _producers(graph).get(node.inputs[0])
+        if isinstance(window, Window) and window.kind == "conv" and graph.only_user(window) is node:
+            node.first, node.inputs = window, [*window.inputs, *node.inputs[1:]]
+            graph.nodes.remove(window)
+
+
 PASSES = [
     forget_unused,
     fold_constants,
@@ -131,6 +142,7 @@ PASSES = [
     fuse_activations,
     fuse_residuals,
     fuse_activations,
+    fuse_depthwise,
 ]
 
 

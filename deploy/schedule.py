@@ -37,10 +37,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Choice:
-    kernel: str  # pixel, row
+    kernel: str  # pixel, row, lanes
     sparse: bool
     group: int
-    vectors: int  # a tile at most (pixel)
+    vectors: int  # of pixels a tile has at most (pixel), pixels a tile has at most (lanes)
     unroll: int
     cycles: float
 
@@ -73,8 +73,24 @@ def _cycles(site: Site, m: Machine, kernel: str, sparse: bool, density: float, g
     return total
 
 
+def tap_cycles(kernel: tuple[int, int]) -> float:
+    """Of one vector of a depthwise convolution whose lanes are channels."""
+    return 0.6 * kernel[0] * kernel[1] + 2
+
+
+def _lane_cycles(site: Site, m: Machine, sparse: bool, density: float, group: int, most: int, unroll: int) -> float:
+    v, columns = group // m.lanes, site.columns * (density if sparse else 1.0)
+    total = 0.0
+    for strip in tiles.strips(site.out_rows, site.out_columns, most):
+        pixels = len(strip.pixels)
+        # Two loads a cycle are what is promised; 1.65 is what is measured.
+        step = max(v * pixels / 2, 0.6 * (v + pixels + 1), 4 / unroll)
+        total += len(strip.starts) * (columns * step + 30 + v * pixels * (1 + unroll / 2))
+    return -(-site.rows // group) * total
+
+
 def candidates(site: Site, m: Machine, groups: list[int]):
-    """(kernel, group, vectors, unroll) that fit the registers."""
+    """(kernel, group, vectors, unroll) that fit the registers, pixels in lanes."""
     for group in groups:
         most = min(8, m.accumulators // group)
         for vectors in range(1, most + 1):
@@ -91,24 +107,36 @@ def candidates(site: Site, m: Machine, groups: list[int]):
                 yield "row", group, 0, max(1, 1 << ((8 // sums).bit_length() - 1)) if sums < 8 else 1
 
 
-def choose(site: Site, m: Machine, block: int, density: float) -> Choice:
-    """The cheapest kernel: sparse with a divisor of the block's rows, or dense with any number of rows."""
+def lane_candidates(site: Site, m: Machine, groups: list[int]):
+    """(kernel, group, pixels, unroll) that fit the registers, channels in lanes."""
+    for v in (group // m.lanes for group in groups if group % m.lanes == 0):
+        most = (m.registers - v - 1) // v
+        for pixels in sorted({min(most, 28 // v), min(most, 24 // v), max(1, most - most % site.out_columns)}):
+            unroll = 1
+            while min(pixels, site.pixels) * v * unroll < 8:
+                unroll *= 2
+            if pixels * v * unroll < m.registers - v:
+                yield "lanes", v * m.lanes, pixels, unroll
+
+
+def choose(site: Site, m: Machine, block: int, density: float, lanes: bool = False) -> Choice | None:
+    """The cheapest kernel: sparse with a divisor of the block's rows, or dense with any number of rows.
+
+    lanes: among those that keep channels in the lanes; None if there is none.
+    """
 
     def best(sparse: bool, groups: list[int]) -> Choice | None:
-        found = [
-            Choice(
-                kernel,
-                sparse,
-                group,
-                vectors,
-                unroll,
-                _cycles(site, m, kernel, sparse, density, group, vectors, unroll),
-            )
-            for kernel, group, vectors, unroll in candidates(site, m, groups)
-        ]
+        if lanes:
+            every = [(c, _lane_cycles(site, m, sparse, density, *c[1:])) for c in lane_candidates(site, m, groups)]
+        else:
+            every = [(c, _cycles(site, m, c[0], sparse, density, *c[1:])) for c in candidates(site, m, groups)]
+        found = [Choice(c[0], sparse, *c[1:], cycles) for c, cycles in every]
         return min(found, key=lambda c: c.cycles, default=None)
 
-    dense = best(False, [g for g in (4, 8, 12, 16, 32, 64) if g < site.rows + 4] or [site.rows])
+    if lanes:
+        dense = best(False, [v * m.lanes for v in (1, 2, 3, 4)])
+    else:
+        dense = best(False, [g for g in (4, 8, 12, 16, 32, 64) if g < site.rows + 4] or [site.rows])
     if density >= 1.0:
         return dense
     sparse = best(True, [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)])

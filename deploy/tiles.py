@@ -11,6 +11,7 @@ stored.
 
 import itertools
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -106,3 +107,31 @@ def plan(rows: int, columns: int, stride: int, lanes: int, per_tile: int) -> tup
         start, vectors = _shape(tile)
         bands.setdefault(vectors, []).append(start)
     return tuple(Band(vectors, tuple(starts)) for vectors, starts in bands.items())
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Tiles of one shape: output pixels relative to the first, and where the tiles begin."""
+
+    pixels: tuple[tuple[int, int], ...]
+    starts: tuple[tuple[int, int], ...]
+
+
+@cache
+def strips(rows: int, columns: int, most: int) -> tuple[Strip, ...]:
+    """Deal a map to tiles of at most `most` pixels and nearly equal size, of as few shapes as possible."""
+    if columns > most:  # pieces of a row; the last may overlap the one before
+        count = -(-columns // most)
+        width = -(-columns // count)
+        begins = [min(i * width, columns - width) for i in range(count)]
+        shape = tuple((0, x) for x in range(width))
+        return (Strip(shape, tuple((row, x) for row in range(rows) for x in begins)),)
+    found: dict[tuple, list] = {}
+    if rows % max(1, most // columns) == 0 or rows * columns > 8 * most:
+        runs = [[(y, x) for y in some for x in range(columns)] for some in deal(list(range(rows)), most // columns)]
+    else:  # a small map: runs of pixels that ignore where rows end
+        runs = deal([(y, x) for y in range(rows) for x in range(columns)], most)
+    for run in runs:
+        y0, x0 = run[0]
+        found.setdefault(tuple((y - y0, x - x0) for y, x in run), []).append((y0, x0))
+    return tuple(Strip(shape, tuple(starts)) for shape, starts in found.items())

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import deploy  # noqa: E402
 import model_tune  # noqa: E402
-from deploy import blocks, graph, lower, measure, passes, reader, schedule, targets, tiles  # noqa: E402
+from deploy import blocks, graph, layout, lower, measure, passes, reader, schedule, targets, tiles  # noqa: E402
 from deploy.library import Library  # noqa: E402
 
 TARGETS = ["native"] + (["x86-avx2"] if platform.machine() == "x86_64" else [])
@@ -28,6 +29,7 @@ FEW = settings(max_examples=25, deadline=None, derandomize=True)
 def run_nodes(nodes: list, shapes: dict, x: np.ndarray, machine=None, dense=False) -> np.ndarray:
     shapes = {"x": x.shape, **shapes}
     network = graph.Graph(nodes, shapes, "x", "y")
+    passes.fuse_depthwise(network)
     executable, _ = lower.compile_graph(network, machine or targets.find_machine(), dense=dense)
     return Library(executable, {"threads": 2, "input": {"shape": x.shape}}).run(x)
 
@@ -83,6 +85,7 @@ def convolutions(draw):
         "residual": draw(st.booleans()),
         "activation": draw(st.sampled_from([None, ("clip", 0.0, None), ("clip", 0.0, 6.0), ("hard_swish",)])),
         "sparse": draw(st.booleans()),
+        "lanes": draw(st.booleans()),
         "candidate": draw(st.integers(0, 10_000)),
         "target": draw(st.sampled_from(TARGETS)),
         "seed": draw(st.integers(0, 1000)),
@@ -123,15 +126,17 @@ def test_every_convolution_kernel_equals_the_oracle(case):
         )
     )  # fmt: skip
 
-    def choose(site, m, block, density):
-        groups = [g for g in blocks.SIZES if block % g == 0] if case["sparse"] else [1, 4, 8, 12, 16, 32]
-        every = list(schedule.candidates(site, m, groups))
-        return schedule.Choice(
-            every[case["candidate"] % len(every)][0], case["sparse"], *every[case["candidate"] % len(every)][1:], 1e6
-        )
+    def choose(site, m, block, density, lanes=False):
+        """One of all candidates, cheap in the layout that is to be tested."""
+        groups = [g for g in blocks.SIZES if block % g == 0] if case["sparse"] else [1, 4, 8, 12, 16, 24, 32]
+        every = list((schedule.lane_candidates if lanes else schedule.candidates)(site, m, groups))
+        if not every:
+            return None
+        kernel, *tile = every[case["candidate"] % len(every)]
+        return schedule.Choice(kernel, case["sparse"], *tile, 0 if lanes == case["lanes"] else 1e9)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lower, "choose", choose)
+        patch.setattr(layout, "choose", choose)
         close(run_nodes(nodes, shapes, x, machine), ACTIVATIONS[case["activation"]](expected))
 
 
@@ -175,6 +180,95 @@ def test_depthwise_and_pooling_equal_the_oracle(channels, size, k, stride, dilat
     close(run_nodes([node], {"y": mean.shape}, x, machine), np.max(taps, axis=0))
 
 
+def everything(rng, channels, size, k, stride, activation):
+    """All that can work in blocks of channels: depthwise, pointwise, a gate, residual sums, pooling, a mean."""
+    mid, out = channels + 5, -(-size // stride)
+    shapes = {"a": (2, channels, size, size), "g": (2, channels), "h": (2, channels, 1, 1)}
+    shapes |= dict.fromkeys(("s", "t"), (2, channels, size, size))
+    shapes |= {"u": (2, mid, out, out), "d": (2, mid, out, out), "r": (2, mid, out, out), "v": (2, mid, out, out)}
+    shapes |= {"p": (2, mid, out, out), "q": (2, mid, out, out), "y": (2, mid)}
+
+    def conv(name, inputs, output, rows, columns, kernel=1, **more):
+        weight = block_weight(rng, rows, columns, (kernel, kernel), 16, 0.6, False) / columns
+        return graph.Conv(
+            name, inputs, output, weight=weight, bias=rng.standard_normal(rows).astype(np.float32), **more
+        )
+
+    def depthwise(name, x, y, channels, **more):
+        weight = rng.standard_normal((channels, k, k)).astype(np.float32)
+        bias = rng.standard_normal(channels).astype(np.float32)
+        return graph.Window(
+            name, [x], y, kind="conv", kernel=(k, k), pad=(k // 2,) * 2, weight=weight, bias=bias, **more
+        )
+
+    window = {"kernel": (3, 3), "stride": (1, 1), "pad": (1, 1)}
+    one, two = {"stride": (1, 1)}, {"stride": (stride, stride)}
+    shift = rng.standard_normal(channels).astype(np.float32)
+    nodes = [
+        conv("stem", ["x"], "a", channels, 3, 3, pad=(1, 1), activation=activation),
+        graph.Mean("mean", ["a"], "g"),
+        conv("fc", ["g2"], "h", channels, channels, activation=("hard_sigmoid", 1 / 6, 0.5)),
+        graph.Affine("gate", ["a", "h"], "s", scale="h", shift=shift),
+        depthwise("alone", "s", "t", channels, **one, activation=("hard_swish",)),
+        depthwise("first", "t", "u0", channels, **two, activation=("clip", 0.0, 6.0)),
+        conv("pointwise", ["u0"], "u", mid, channels, activation=("clip", 0.0, None)),
+        conv("strided", ["t"], "d", mid, channels, 3, pad=(1, 1), **two),
+        graph.Affine("sum", ["u", "d"], "r", shift="d"),
+        conv("last", ["r", "u"], "v", mid, mid, activation=("clip", 0.0, None)),
+        graph.Window("max", ["v"], "p", kind="max", **window),
+        graph.Window("average", ["p"], "q", kind="average", **window),
+        graph.Mean("mean", ["q"], "y"),
+    ]
+    nodes.insert(2, graph.View("view", ["g"], "g2"))
+    shapes |= {"g2": (2, channels, 1, 1), "u0": (2, channels, out, out)}
+    return nodes, shapes
+
+
+@given(
+    channels=st.sampled_from([16, 24, 40]),
+    size=st.sampled_from([4, 7, 14, 15, 33]),
+    k=st.sampled_from([3, 5]),
+    stride=st.sampled_from([1, 2]),
+    activation=st.sampled_from([None, ("hard_swish",)]),
+    target=st.sampled_from(TARGETS),
+)
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride, activation, target):
+    rng, results, machine = np.random.default_rng(size), [], targets.find_machine(target)
+    nodes, shapes = everything(rng, channels, size, k, stride, activation)
+    x = rng.standard_normal((2, 3, size, size)).astype(np.float32)
+    kinds = []
+
+    def arrange(*arguments):
+        kinds.append(layout.arrange(*arguments))
+        return kinds[-1]
+
+    for sign in (1, -1):  # as few, and as many, in lanes as possible
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layout.Costs, "total", lambda self, lanes, sign=sign: sign * len(lanes))
+            patch.setattr(lower, "arrange", arrange)
+            results.append(run_nodes([replace(node) for node in nodes], shapes, x, machine))
+    assert [len(kind.lanes) for kind in kinds] == [0, 11]
+    close(*results)
+
+
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    most=st.integers(1, 28),
+)
+@settings(max_examples=200, deadline=None)
+def test_strips_cover_the_map(rows, columns, most):
+    seen = np.zeros((rows, columns), int)
+    for strip in tiles.strips(rows, columns, most):
+        assert len(strip.pixels) <= most
+        for row, column in strip.starts:
+            for y, x in strip.pixels:
+                seen[row + y, column + x] += 1
+    assert seen.min() == 1
+    assert columns > most or seen.max() == 1
+
+
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 40),
@@ -216,8 +310,9 @@ def test_blocks_are_found_in_the_weights():
 def test_packing_keeps_every_weight_once():
     rng = np.random.default_rng(0)
     weight = block_weight(rng, 10, 13, (3, 3), 4, 0.4, True)
-    keep = blocks.keep_blocks(weight, 4)
-    packed = blocks.pack(weight, np.zeros(10), keep, 4, np.arange(13 * 9), 2)
+    node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(10))
+    pattern = blocks.Pattern(4, blocks.keep_blocks(weight, 4))
+    packed = blocks.pack(node, pattern, schedule.Choice("pixel", True, 4, 1, 2, 0.0), np.arange(13 * 9))
     back = np.zeros((12, 13 * 9), np.float32)
     for g in range(3):
         for step in range(packed.pointer[g] * 2, packed.pointer[g + 1] * 2):

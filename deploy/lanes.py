@@ -1,0 +1,508 @@
+"""Kernels whose vector lanes are channels: convolution, depthwise convolution, pooling, sums and products of maps.
+
+A map lies in blocks of `lanes` channels, the channels of a block fastest, so every pixel of a block is one vector
+(NCHW16c). A pixel's neighbour is the next vector whatever the width of the map is, and strides cost nothing. A
+convolution's group is `vectors` blocks of output channels; each kept column multiplies one broadcast pixel with the
+group's weights:
+
+    y[block v, pixel r] = act(bias[v] + sum over k of x[offset[k] + pixel r] * weight[k, v]  (+ residual))
+
+A depthwise convolution in front of a pointwise one is computed tile by tile into a scratch that stays in the cache.
+"""
+
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from .emit import activate, branch, kernel, load, over, pick, splat, store, tasks
+from .graph import Activation
+from .tiles import Strip, deal, pieces
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where the channels and pixels of an image lie: blocks of `lanes` channels, each inside a border of zeros.
+
+    With one lane and no border it is a plain (C, H, W) array.
+    """
+
+    channels: int
+    rows: int
+    columns: int
+    lanes: int = 1
+    border: int = 0
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.channels // self.lanes)
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row to the next."""
+        return (self.columns + 2 * self.border) * self.lanes
+
+    @property
+    def block(self) -> int:
+        """Floats of a block of channels."""
+        return (self.rows + 2 * self.border) * self.pitch
+
+    @property
+    def size(self) -> int:
+        """Floats of an image."""
+        return self.blocks * self.block
+
+    def at(self, row: int, column: int) -> int:
+        return (row + self.border) * self.pitch + (column + self.border) * self.lanes
+
+    def channel(self, c: int) -> int:
+        return c // self.lanes * self.block + c % self.lanes
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The window that slides over a map."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def offsets(self, x: Map) -> list[int]:
+        """Of every tap, row by row, from the window's first."""
+        return [
+            ky * self.dilation[0] * x.pitch + kx * self.dilation[1] * x.lanes
+            for ky in range(self.kernel[0])
+            for kx in range(self.kernel[1])
+        ]
+
+    def first(self, x: Map, row: int, column: int) -> int:
+        """Where the window of output pixel (row, column) begins."""
+        return x.at(row * self.stride[0] - self.pad[0], column * self.stride[1] - self.pad[1])
+
+
+POINT = Taps((1, 1), (1, 1), (0, 0), (1, 1))
+
+
+@dataclass(frozen=True)
+class LaneGemm:
+    """The geometry of a convolution; layers that agree in it share the kernel."""
+
+    batch: int
+    x: Map
+    y: Map
+    taps: Taps
+    strips: tuple[Strip, ...]
+    vectors: int  # blocks of output channels in a group
+    columns: int  # kept columns a group if dense, of all groups together if sparse; a multiple of `unroll`
+    sparse: bool
+    unroll: int = 1
+    depthwise: tuple[Taps, Activation] | None = None  # what is computed in front of the pointwise convolution
+    activation: Activation = None
+    residual: Map | None = None
+    rows_first: bool = False  # neighbouring tasks share rows (and weights), not pixels
+    cycles: float = 1e9
+
+    @property
+    def groups(self) -> int:
+        return -(-self.y.blocks // self.vectors)
+
+    @property
+    def tiles(self) -> int:
+        return sum(len(strip.starts) for strip in self.strips)
+
+    @property
+    def source(self) -> Map:
+        """What the columns' offsets refer to: x, or a tile of the depthwise convolution's output."""
+        if self.depthwise is None:
+            return self.x
+        return Map(self.x.channels, 1, max(len(strip.pixels) for strip in self.strips), self.x.lanes)
+
+    def starts(self) -> list[int]:
+        """For every tile, where it is read, written, and where its residual lies."""
+        taps = self.taps if self.depthwise is None else self.depthwise[0]
+        every = [start for strip in self.strips for start in strip.starts]
+        residual = self.residual or self.y
+        return [at for s in every for at in (taps.first(self.x, *s), self.y.at(*s), residual.at(*s))]
+
+
+def lane_gemm(g: LaneGemm):
+    lanes, source = g.y.lanes, g.source
+    width = g.vectors * lanes
+    tail = g.y.blocks % g.vectors  # blocks of the last group, if it is not full
+
+    def body(x, weight, offset, pointer, bias, tiles, *rest):
+        rest, y = list(rest[:-1]), rest[-1]
+        first = (rest.pop(0), rest.pop(0)) if g.depthwise else None
+        residual = rest.pop(0) if g.residual else None
+
+        def multiply(strip: Strip, image, tile, group, x, read) -> None:
+            count = len(strip.pixels)
+            if g.depthwise is None:
+                taken = [r * g.taps.stride[0] * g.x.pitch + c * g.taps.stride[1] * g.x.lanes for r, c in strip.pixels]
+            else:
+                taken = [r * lanes for r in range(count)]
+            sums = T.alloc_buffer((g.unroll * count * width,), "float32", scope="local")
+
+            def at(u, v, r):
+                return ((u * g.vectors + v) * count + r) * lanes
+
+            every = [(v, r) for r in range(count) for v in range(g.vectors)]
+            for v, r in every:
+                store(sums, at(0, v, r), load(bias, group * width + v * lanes, lanes), lanes)
+                for u in range(1, g.unroll):
+                    store(sums, at(u, v, r), splat(0.0, lanes), lanes)
+
+            def column(w, o, u):
+                begin = T.bind(read + offset[o])
+                for v, r in every:
+                    product = splat(x[begin + taken[r]], lanes) * load(weight, w * width + v * lanes, lanes)
+                    store(sums, at(u, v, r), load(sums, at(u, v, r), lanes) + product, lanes)
+
+            if g.sparse:
+                with T.serial(pointer[group], pointer[group + 1]) as step:
+                    for u in range(g.unroll):
+                        column(step * g.unroll + u, step * g.unroll + u, u)
+            else:
+                with T.serial(g.columns // g.unroll) as step:
+                    for u in range(g.unroll):
+                        column(group * g.columns + step * g.unroll + u, step * g.unroll + u, u)
+
+            def write(v: int) -> None:
+                block = group * g.vectors + v
+                target = T.bind((image * g.y.blocks + block) * g.y.block + tiles[tile * 3 + 1])
+                if residual is not None:
+                    beside = T.bind((image * g.y.blocks + block) * g.residual.block + tiles[tile * 3 + 2])
+                for r, (row, column) in enumerate(strip.pixels):
+                    value = load(sums, at(0, v, r), lanes)
+                    for u in range(1, g.unroll):
+                        value = value + load(sums, at(u, v, r), lanes)
+                    if residual is not None:
+                        value = value + load(residual, beside + row * g.residual.pitch + column * lanes, lanes)
+                    value = activate(value, g.activation, lanes)
+                    store(y, target + row * g.y.pitch + column * lanes, value, lanes)
+                clear_border(g.y, y, (image * g.y.blocks + block) * g.y.block, tile == 0)
+
+            for v in range(g.vectors):
+                if tail and v >= tail:
+                    with T.If(group < g.groups - 1), T.Then():
+                        write(v)
+                else:
+                    write(v)
+
+        def task(image, tile, group) -> None:
+            ends, bodies = [], []
+            for strip in g.strips:
+                ends.append((ends[-1] if ends else 0) + len(strip.starts))
+
+                def code(strip=strip):
+                    read = T.bind(image * g.x.size + tiles[tile * 3])
+                    if g.depthwise is None:
+                        multiply(strip, image, tile, group, x, read)
+                        return
+                    scratch = T.alloc_buffer((source.size,), "float32")
+                    with T.serial(g.x.blocks) as block:
+                        slide(g, strip, x, read + block * g.x.block, *first, block, scratch, block * source.block)
+                    with T.serial(g.groups) as each:
+                        multiply(strip, image, tile, each, scratch, 0)
+
+                bodies.append(code)
+            branch(tile, ends, bodies)
+
+        if g.depthwise is not None:
+            with tasks(g.batch * g.tiles, g.cycles) as number:
+                task(number // g.tiles, number % g.tiles, None)
+            return
+        inner = g.tiles if g.rows_first else g.groups
+        with tasks(g.batch * g.tiles * g.groups, g.cycles) as number:
+            a, b = T.bind(number % inner), T.bind(number // inner % (g.tiles * g.groups // inner))
+            image = T.bind(number // (g.tiles * g.groups)) if g.batch > 1 else 0
+            task(image, *((a, b) if g.rows_first else (b, a)))
+
+    steps = g.columns * (1 if g.sparse else g.groups)
+    buffers = [("x", g.batch * g.x.size, "float32"), ("weight", max(1, steps) * width, "float32")]
+    buffers += [("offset", max(1, g.columns), "int32"), ("pointer", g.groups + 1, "int32")]
+    buffers += [("bias", g.groups * width, "float32"), ("tiles", 3 * g.tiles, "int32")]
+    if g.depthwise is not None:
+        taps = g.depthwise[0].kernel[0] * g.depthwise[0].kernel[1]
+        buffers += [("first", g.x.blocks * taps * lanes, "float32"), ("first_bias", g.x.blocks * lanes, "float32")]
+    if g.residual is not None:
+        buffers.append(("residual", g.batch * g.residual.size, "float32"))
+    return kernel([*buffers, ("y", g.batch * g.y.size, "float32")], body)
+
+
+def slide(g: LaneGemm, strip: Strip, x, read, weight, bias, block, scratch, write) -> None:
+    """One block of channels of a tile of the depthwise convolution, into the scratch."""
+    taps, activation = g.depthwise
+    lanes, offsets = g.y.lanes, taps.offsets(g.x)
+    numbered = list(enumerate(strip.pixels))
+    for some in deal(numbered, 14):
+        sums = T.alloc_buffer((len(some) * lanes,), "float32", scope="local")
+        for i in range(len(some)):
+            store(sums, i * lanes, load(bias, block * lanes, lanes), lanes)
+        for tap, offset in enumerate(offsets):
+            for i, (_, (row, column)) in enumerate(some):
+                from_ = read + offset + row * taps.stride[0] * g.x.pitch + column * taps.stride[1] * lanes
+                product = load(x, from_, lanes) * load(weight, (block * len(offsets) + tap) * lanes, lanes)
+                store(sums, i * lanes, load(sums, i * lanes, lanes) + product, lanes)
+        for i, (r, _) in enumerate(some):
+            store(scratch, write + r * lanes, activate(load(sums, i * lanes, lanes), activation, lanes), lanes)
+
+
+def clear_border(m: Map, y, at, when) -> None:
+    """Zeros around a block of channels, written by the task that holds the condition."""
+    if not m.border:
+        return
+    zero = splat(0.0, m.lanes)
+    wide = m.border * m.pitch // m.lanes
+    with T.If(when), T.Then():
+        for begin in (0, (m.rows + m.border) * m.pitch):
+            with T.serial(wide) as i:
+                store(y, at + begin + i * m.lanes, zero, m.lanes)
+        with T.serial(m.rows) as row:
+            for i in range(m.border):
+                store(y, at + m.at(0, i - m.border) + row * m.pitch, zero, m.lanes)
+                store(y, at + m.at(0, m.columns + i) + row * m.pitch, zero, m.lanes)
+
+
+@dataclass(frozen=True)
+class LaneWindow:
+    """A sum or maximum over each channel's own taps: depthwise convolution, average and maximum pooling."""
+
+    kind: str  # conv, max, average
+    batch: int
+    x: Map
+    y: Map
+    taps: Taps
+    strips: tuple[Strip, ...]
+    activation: Activation
+
+
+def lane_window(w: LaneWindow):
+    lanes, offsets = w.y.lanes, w.taps.offsets(w.x)
+    tiles = sum(len(strip.starts) for strip in w.strips)
+    cycles = w.batch * w.y.blocks * w.y.rows * w.y.columns * len(offsets)
+
+    def body(x, starts, *rest):
+        y = rest[-1]
+
+        def tile_code(strip: Strip, plane, block, tile):
+            read, write = T.bind(plane * w.x.block + starts[tile * 2]), T.bind(plane * w.y.block + starts[tile * 2 + 1])
+            sums = T.alloc_buffer((len(strip.pixels) * lanes,), "float32", scope="local")
+            for tap, offset in enumerate(offsets):
+                for i, (row, column) in enumerate(strip.pixels):
+                    at = read + offset + row * w.taps.stride[0] * w.x.pitch + column * w.taps.stride[1] * lanes
+                    value = load(x, at, lanes)
+                    if w.kind == "conv":
+                        value = value * load(rest[0], (block * len(offsets) + tap) * lanes, lanes)
+                    if tap:
+                        total = load(sums, i * lanes, lanes)
+                        value = T.max(total, value) if w.kind == "max" else total + value
+                    elif w.kind == "conv":
+                        value = load(rest[1], block * lanes, lanes) + value
+                    store(sums, i * lanes, value, lanes)
+            for i, (row, column) in enumerate(strip.pixels):
+                value = load(sums, i * lanes, lanes)
+                if w.kind == "average":
+                    value = value * splat(1 / len(offsets), lanes)
+                value = activate(value, w.activation, lanes)
+                store(y, write + row * w.y.pitch + column * lanes, value, lanes)
+
+        with tasks(w.batch * w.y.blocks * tiles, cycles) as number:
+            plane, tile = T.bind(number // tiles), T.bind(number % tiles)
+            block = T.bind(plane % w.y.blocks)
+            ends, bodies = [], []
+            for strip in w.strips:
+                ends.append((ends[-1] if ends else 0) + len(strip.starts))
+                bodies.append(lambda strip=strip: tile_code(strip, plane, block, tile))
+            branch(tile, ends, bodies)
+            clear_border(w.y, y, plane * w.y.block, tile == 0)
+
+    buffers = [("x", w.batch * w.x.size, "float32"), ("tiles", 2 * tiles, "int32")]
+    if w.kind == "conv":
+        buffers += [("weight", w.y.blocks * len(offsets) * lanes, "float32"), ("bias", w.y.blocks * lanes, "float32")]
+    return kernel([*buffers, ("y", w.batch * w.y.size, "float32")], body)
+
+
+@dataclass(frozen=True)
+class LaneAffine:
+    """y = act(x * scale + shift). Operands: a Map (as x, perhaps with another border), "images" or "channels"."""
+
+    batch: int
+    x: Map
+    y: Map
+    scale: Map | str | None
+    shift: Map | str | None
+    activation: Activation
+
+
+def lane_affine(a: LaneAffine):
+    lanes, rows = a.y.lanes, a.y.rows
+
+    def body(x, *rest):
+        operands, y = list(rest[:-1]), rest[-1]
+        kinds = [kind for kind in (a.scale, a.shift) if kind is not None]
+
+        def at(m: Map, plane, row, column):
+            return plane * m.block + m.at(0, 0) + row * m.pitch + column * lanes
+
+        with tasks(a.batch * a.y.blocks * rows, a.batch * a.y.size / 8) as number:
+            plane, row = T.bind(number // rows), T.bind(number % rows)
+            image, block = plane // a.y.blocks, plane % a.y.blocks
+            held = [
+                None if isinstance(kind, Map)
+                else T.bind(_channels(buffer, a.y, image if kind == "images" else 0, block))
+                for buffer, kind in zip(operands, kinds, strict=True)
+            ]  # fmt: skip
+            with T.serial(a.y.columns) as column:
+                value = load(x, at(a.x, plane, row, column), lanes)
+                for index, (buffer, kind) in enumerate(zip(operands, kinds, strict=True)):
+                    other = held[index]
+                    if isinstance(kind, Map):
+                        other = load(buffer, at(kind, plane, row, column), lanes)
+                    value = value * other if index == 0 and a.scale is not None else value + other
+                store(y, at(a.y, plane, row, column), activate(value, a.activation, lanes), lanes)
+            clear_border(a.y, y, plane * a.y.block, row == 0)
+
+    def size(kind) -> int:
+        return a.batch * kind.size if isinstance(kind, Map) else a.y.channels * (a.batch if kind == "images" else 1)
+
+    buffers = [("x", a.batch * a.x.size, "float32")]
+    buffers += [(n, size(k), "float32") for n, k in (("scale", a.scale), ("shift", a.shift)) if k is not None]
+    return kernel([*buffers, ("y", a.batch * a.y.size, "float32")], body)
+
+
+def _channels(buffer, m: Map, image, block):
+    """One value a channel of a block. The last block's missing channels get values of others: nobody reads them."""
+    first = image * m.channels + block * m.lanes
+    if m.channels % m.lanes == 0:
+        return load(buffer, first, m.lanes)
+    missing = -m.channels % m.lanes
+    last = load(buffer, image * m.channels + m.channels - m.lanes, m.lanes)
+    turned = pick(last, [*range(missing, m.lanes), *range(missing)], m.lanes)
+    inside = T.min(first, image * m.channels + m.channels - m.lanes)
+    return T.Select(T.broadcast(block < m.blocks - 1, m.lanes), load(buffer, inside, m.lanes), turned)
+
+
+@dataclass(frozen=True)
+class LaneMean:
+    batch: int
+    x: Map
+    activation: Activation
+
+
+def lane_mean(m: LaneMean):
+    """y (images, channels): the mean of every map."""
+    x_map, lanes, pixels = m.x, m.x.lanes, m.x.rows * m.x.columns
+
+    def body(x, y):
+        with tasks(m.batch * x_map.blocks, m.batch * x_map.size / 8) as plane:
+            ways = min(x_map.columns, 8)  # sums side by side: additions take four cycles, and short sums round less
+            sums = T.alloc_buffer((ways * lanes,), "float32", scope="local")
+            for i in range(ways):
+                store(sums, i * lanes, splat(0.0, lanes), lanes)
+            with T.serial(x_map.rows) as row:
+                for column in range(x_map.columns) if x_map.columns <= 16 else ():
+                    add(x, sums, plane, row, column, column % ways)
+                if x_map.columns > 16:
+                    with T.serial(x_map.columns) as column:
+                        add(x, sums, plane, row, column, 0)
+            parts = [load(sums, i * lanes, lanes) for i in range(ways)]
+            while len(parts) > 1:
+                parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
+            value = T.bind(activate(parts[0] * splat(1 / pixels, lanes), m.activation, lanes))
+            first = plane // x_map.blocks * x_map.channels + plane % x_map.blocks * lanes
+            tail = x_map.channels % lanes
+            if not tail:
+                store(y, first, value, lanes)
+                return
+            with T.If(plane % x_map.blocks < x_map.blocks - 1):
+                with T.Then():
+                    store(y, first, value, lanes)
+                with T.Else():
+                    for at, width in pieces(tail, lanes):
+                        store(y, first + at, pick(value, range(at, at + width), lanes), width)
+
+    def add(x, sums, plane, row, column, way):
+        at = plane * x_map.block + x_map.at(0, 0) + row * x_map.pitch + column * lanes
+        store(sums, way * lanes, load(sums, way * lanes, lanes) + load(x, at, lanes), lanes)
+
+    return kernel([("x", m.batch * x_map.size, "float32"), ("y", m.batch * x_map.channels, "float32")], body)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """From one arrangement of a map to another."""
+
+    batch: int
+    x: Map
+    y: Map
+
+
+def turn(t: Turn):
+    """Between planes and blocks of channels (`lanes` channels x `lanes` pixels at a time), or between borders."""
+    x, y = t.x, t.y
+    lanes = max(x.lanes, y.lanes)
+    blocks, tail = -(-x.channels // lanes), x.channels % lanes
+
+    def body(source, target):
+        def copy(image, block, row) -> None:
+            begin = T.bind(image * x.size + block * x.block + x.at(0, 0) + row * x.pitch)
+            to = T.bind(image * y.size + block * y.block + y.at(0, 0) + row * y.pitch)
+            over(
+                x.columns * lanes, 16, lambda at, width: store(target, to + at, load(source, begin + at, width), width)
+            )
+
+        def transpose(image, block, row, count: int) -> None:  # `count` channels of this block
+            begin = T.bind(image * x.size + block * (lanes // x.lanes) * x.block + x.at(0, 0) + row * x.pitch)
+            to = T.bind(image * y.size + block * (lanes // y.lanes) * y.block + y.at(0, 0) + row * y.pitch)
+
+            def some(at, width) -> None:  # pixels
+                if y.lanes > 1:
+                    read = [load(source, begin + c * x.block + at, width) for c in range(count)]
+                    read += [splat(0.0, width)] * (lanes - count)
+                    for i, value in enumerate(_transpose(read, width)):
+                        store(target, to + (at + i) * lanes, value, lanes)
+                else:
+                    read = [load(source, begin + (at + i) * lanes, lanes) for i in range(width)]
+                    for c, value in enumerate(_transpose(read, lanes)[:count]):
+                        store(target, to + c * y.block + at, value, width)
+
+            over(x.columns, lanes, some)
+
+        with tasks(t.batch * blocks * x.rows, t.batch * x.channels * x.rows * x.columns) as number:
+            row, block = T.bind(number % x.rows), T.bind(number // x.rows % blocks)
+            image = T.bind(number // x.rows // blocks)
+            if x.lanes == y.lanes:
+                copy(image, block, row)
+            elif tail and blocks > 1:
+                with T.If(block < blocks - 1):
+                    with T.Then():
+                        transpose(image, block, row, lanes)
+                    with T.Else():
+                        transpose(image, block, row, tail)
+            else:
+                transpose(image, block, row, tail or lanes)
+            if y.lanes > 1 or x.lanes == 1:
+                clear_border(y, target, image * y.size + block * y.block, row == 0)
+
+    buffers = [("x", t.batch * x.size, "float32"), ("y", t.batch * y.size, "float32")]
+    return kernel(buffers, body)
+
+
+def _transpose(vectors: list, lanes: int) -> list:
+    """`lanes` vectors of len(vectors) lanes, out of len(vectors) vectors of `lanes` lanes; both are powers of two.
+
+    Interleaving the first half of the vectors with the second turns the bits of (vector, lane) by one.
+    """
+    count = len(vectors)
+    if lanes == 1:
+        return [T.Shuffle(vectors, list(range(count)))] if count > 1 else vectors
+    vectors = [T.bind(v) for v in vectors]
+    order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+    for _ in range(count.bit_length() - 1):
+        pairs = zip(vectors[: count // 2], vectors[count // 2 :], strict=True)
+        vectors = [T.bind(T.Shuffle([a, b], half)) for a, b in pairs for half in (order[:lanes], order[lanes:])]
+    if count <= lanes:
+        return [pick(v, range(at, at + count), lanes) for v in vectors for at in range(0, lanes, count)]
+    each = count // lanes
+    return [T.Shuffle(vectors[i : i + each], list(range(count))) for i in range(0, count, each)]

@@ -1,0 +1,158 @@
+"""Which maps lie in planes and which in blocks of channels: what is cheapest over the whole network.
+
+Every convolution has a best kernel in either layout (`schedule`), the other nodes have a cost in either, and turning a
+map from one to the other costs too. The sum is minimised by local search from every cut of the network in two.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .blocks import Pattern, find_blocks, matrix
+from .graph import Affine, Conv, Graph, Mean, Node, Window
+from .planes import Planes
+from .schedule import Choice, Site, choose, tap_cycles
+from .targets import Machine
+
+TURN = 0.6  # cycles to turn a float from one layout to the other
+
+
+def four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """(batch, channels, rows, columns), also of a tensor that has lost its height and width."""
+    return (*shape, *(1,) * (4 - len(shape)))
+
+
+def planes_of(graph: Graph, node: Conv | Window) -> Planes:
+    kernel = node.weight.shape[2:] if isinstance(node, Conv) else node.kernel
+    rows, columns = four(graph.shapes[node.inputs[0]])[2:]
+    return Planes(rows, columns, *four(graph.shapes[node.output])[2:], kernel, node.stride, node.pad, node.dilation)
+
+
+def reach(p: Planes) -> int:
+    """How far the taps reach outside of the map, on its worst side."""
+    sides = [0]
+    for axis, (length, out) in enumerate(((p.rows, p.out_rows), (p.columns, p.out_columns))):
+        last = (out - 1) * p.stride[axis] + (p.kernel[axis] - 1) * p.dilation[axis] - p.pad[axis]
+        sides += [p.pad[axis], last - (length - 1)]
+    return max(sides)
+
+
+@dataclass
+class Layout:
+    """What was decided, by the names of tensors."""
+
+    lanes: set[str] = field(default_factory=set)  # those in blocks of channels
+    borders: dict[str, int] = field(default_factory=dict)  # zeros around them, that their readers need
+    choices: dict[str, Choice] = field(default_factory=dict)  # the kernel that makes them
+    patterns: dict[str, Pattern] = field(default_factory=dict)
+
+
+class Costs:
+    """Cycles of every node in planes and in blocks of channels (None: impossible there)."""
+
+    def __init__(self, graph: Graph, machine: Machine, dense: bool, least_sparsity: float):
+        self.graph, self.machine = graph, machine
+        self.choices: dict[str, tuple[Choice, Choice | None]] = {}
+        self.patterns: dict[str, Pattern] = {}
+        self.dense, self.least_sparsity = dense, least_sparsity
+        self.nodes = {node.output: (self._planes(node), self._lanes(node)) for node in graph.nodes}
+
+    def conv(self, node: Conv) -> tuple[Choice, Choice | None]:
+        if node.output not in self.choices:
+            shape, pattern = planes_of(self.graph, node), find_blocks(node.weight)
+            # A rate of 0.5 prunes int(0.5 * blocks), so a layer asked to be half empty may be a little less.
+            as_dense = self.dense or 1 - pattern.density < self.least_sparsity - 0.01
+            site = Site(
+                len(node.weight), matrix(node.weight).shape[1], shape.out_rows, shape.out_columns,
+                shape.width if shape.needed else shape.columns, not shape.needed,
+            )  # fmt: skip
+            density = 1.0 if as_dense else pattern.density
+            both = [choose(site, self.machine, pattern.block, density, lanes) for lanes in (False, True)]
+            self.choices[node.output], self.patterns[node.output] = tuple(both), pattern
+        return self.choices[node.output]
+
+    def _planes(self, node: Node) -> float:
+        batch, channels = four(self.graph.shapes[node.inputs[0]])[:2]
+        if isinstance(node, Window):
+            p = planes_of(self.graph, node)
+            return batch * channels * (50 + p.size * (len(p.offsets) + 6) / self.machine.lanes)
+        if not isinstance(node, Conv):
+            return 0
+        p, cycles = planes_of(self.graph, node), batch * self.conv(node)[0].cycles
+        if node.first is not None:
+            return cycles + self._planes(node.first)
+        return cycles + (batch * channels * p.size / 4 if p.needed else 0)
+
+    def _lanes(self, node: Node) -> float | None:
+        m, shapes = self.machine, self.graph.shapes
+        batch, channels, rows, columns = four(shapes[node.output])
+        source = four(shapes[node.inputs[0]])
+        small = source[1] < m.lanes or source[2] * source[3] == 1
+        if isinstance(node, Mean):
+            return None if small else 0
+        if channels < m.lanes or rows * columns == 1:
+            return None
+        pixels = batch * -(-channels // m.lanes) * rows * columns
+        if isinstance(node, Conv):
+            choice = self.conv(node)[1]
+            if choice is None or source[2] * source[3] == 1:
+                return None
+            if node.first is None:
+                return batch * choice.cycles
+            depth = batch * -(-source[1] // m.lanes) * rows * columns
+            return batch * choice.cycles + depth * tap_cycles(node.first.kernel)
+        if small:
+            return None
+        if isinstance(node, Window):
+            if node.kind == "max" and node.pad != (0, 0) and not self._positive(node.inputs[0]):
+                return None  # the border of zeros must not win
+            return pixels * tap_cycles(node.kernel)
+        return 0 if isinstance(node, Affine) else None
+
+    def _positive(self, tensor: str) -> bool:
+        makers = [node for node in self.graph.nodes if node.output == tensor]
+        clip = makers[0].activation if makers else None
+        return bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
+
+    def feeds(self, node: Node) -> list[str]:
+        """The inputs that must lie as the node works: not pictures that are read as they are, nor gates."""
+        shapes, lanes = self.graph.shapes, self.machine.lanes
+        whole = [name for name in node.inputs if np.prod(four(shapes[name])[2:]) > 1]
+        return [name for name in whole if four(shapes[name])[1] >= lanes]
+
+    def total(self, lanes: set[str]) -> float:
+        """Of the whole network, if the tensors in `lanes` are made in blocks of channels."""
+        result, turned = 0.0, set()
+        for node in self.graph.nodes:
+            inside = node.output in lanes
+            result += self.nodes[node.output][inside]
+            turned |= {(name, inside) for name in self.feeds(node) if (self._lies(name, lanes)) != inside}
+        return result + sum(TURN * float(np.prod(self.graph.shapes[name])) for name, _ in turned)
+
+    def _lies(self, name: str, lanes: set[str]) -> bool:
+        return name in lanes and not self._flat(name)
+
+    def _flat(self, name: str) -> bool:
+        return int(np.prod(four(self.graph.shapes[name])[2:])) == 1
+
+
+def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float) -> Layout:
+    costs = Costs(graph, machine, dense, least_sparsity)
+    able = [name for name, (_, lanes) in costs.nodes.items() if lanes is not None]
+    cuts = [set(able[:i]) for i in range(len(able) + 1)] + [set(able[i:]) for i in range(1, len(able))]
+    best = min(cuts, key=costs.total)
+    improved = True
+    while improved:
+        improved = False
+        for name in able:
+            other = best ^ {name}
+            if costs.total(other) < costs.total(best):
+                best, improved = other, True
+    borders: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.output in best and isinstance(node, Conv | Window):
+            window = node.first if isinstance(node, Conv) and node.first is not None else node
+            name = node.inputs[0]
+            borders[name] = max(borders.get(name, 0), reach(planes_of(graph, window)))
+    choices = {name: both[name in best] for name, both in costs.choices.items()}
+    return Layout(best, borders, choices, costs.patterns)
