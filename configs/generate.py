@@ -1,6 +1,6 @@
-"""Write a recipe for every row of the published tables, and their CIFAR-10 twins, from the one table below.
+"""Write a recipe for every row of the published tables, and their CIFAR-10 twins, from the tables below.
 
-python configs/generate.py            writes configs/1xn/*.yml and configs/cifar10/*.yml
+python configs/generate.py            writes configs/<folder>/*.yml
 python configs/generate.py --check    writes nothing; status 1 if a file differs, is missing or superfluous
 """
 
@@ -99,57 +99,116 @@ IMAGENET = {
 CIFAR10 = {"num_epochs": 5, "train_batch_size": 128, "lr": 0.02, "weight_decay": 1e-4, "amp": True}
 
 
+# BiP's published recipes for ResNet-20, 90 % pruned; ImageNet's are for ResNet-18, and lack hydra and finetune.
+# Accuracy is read off its figure 3: the dense network's, and that of the best mask of any sparsity.
+BIP_DATA = {
+    "cifar10": "dense 92.1, best mask 92.4",
+    "cifar100": "dense 68.7, best mask 69.3",
+    "tiny_imagenet": "no curve for this network",
+    "imagenet": "no curve for this network",
+}
+BIP_MASKS = {"layer_type": "unstructured", "k": 0.1}
+BIP_SCORES = BIP_MASKS | {"lr2": 1e-4, "mask_lr": 0.1}
+# Phase -> (what starts it, its own options). An epoch of BiP draws every picture once here, twice there: 200 are 100.
+BIP_PHASES = {
+    "pretrain": (None, {"conv_type": "bip", "exp_mode": "pretrain", "num_epochs": 200, "weight_decay": 5e-4}),
+    "bip": (
+        "pretrain",
+        {"conv_type": "bip", **BIP_SCORES, "mask_lr_policy": "step", "num_epochs": 200, "weight_decay": 1e-4},
+    ),
+    "hydra": ("pretrain", {"conv_type": "hydra", **BIP_MASKS, "num_epochs": 100, "weight_decay": 5e-4}),
+    "finetune": (
+        "bip",
+        {"conv_type": "bip", "exp_mode": "finetune", **BIP_MASKS, "num_epochs": 100, "weight_decay": 5e-4},
+    ),
+}
+BIP_COMMON = {"train_batch_size": 128, "lr": 0.1, "lr_policy": "cos", "warmup_length": 0, "momentum": 0.9}
+BIP_IMAGENET = {
+    "pretrain": {"num_epochs": 90},
+    "bip": {"score_init": "random", "mask_lr_policy": "cos"},
+}
+
+DATA_PATHS = {
+    "imagefolder": "ImageNet",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny_imagenet": "TinyImageNet",
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One file: a network, and a pattern such as `weight`, `1x4` or `1x4_plain`."""
+    """One file: options of `imagenet.py`, and what is said about them."""
 
     folder: str
-    arch: str
-    pattern: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.arch}_{self.pattern}"
+    name: str
+    comments: list[str]
+    options: dict
+    weights: str | None  # to start from
 
     @property
     def path(self) -> Path:
         return Path("configs") / self.folder / f"{self.name}.yml"
 
-    def pruning(self) -> dict:
-        if self.pattern in CONV_TYPES:
-            return {"conv_type": CONV_TYPES[self.pattern], "pr_target": 0.5}
-        length, _, plain = self.pattern.removeprefix("1x").partition("_")
-        blocks = {"conv_type": "BlockL1Conv", "N": int(length), "pr_target": 0.5, "rearrange": not plain}
-        # Blocks of the published tables wrap around where N does not divide a layer's width.
-        return blocks | ({"blocks": "reference"} if self.folder == "1xn" else {})
-
     def text(self) -> str:
-        """The file: comments with its command, expected result and time, then options of `imagenet.py`."""
-        if self.folder == "1xn":
-            data_set, data_path, weights, training = "imagefolder", "ImageNet", f"{self.arch}.pt", IMAGENET
-            top1, top5 = PUBLISHED[self.arch][self.pattern]
-            smaller = self.pattern.replace("1x32", "1x16")
-            comments = [
-                f"published: top-1 {top1:.3f}, top-5 {top5:.3f}",
-                *NOTES.get(self.name, "").splitlines(),
-                "time: 180 epochs of ImageNet; not measured here",
-                f"pocket size: {Recipe('cifar10', 'resnet20', smaller).path}",
-            ]
-        else:
-            data_set, data_path, weights, training = "cifar10", "CIFAR10", f"{self.arch}.th", CIFAR10
-            comments = [
-                "published: nothing for CIFAR-10; benchmarks/cifar10_1xn.py measures such runs side by side",
-                f"time: {TWINS[self.arch]}",
-            ]
-        command = f"python imagenet.py --config {self.path} --data_path {data_path} --pretrained_model {weights}"
-        head = [command, *comments, "written by configs/generate.py: change its table, not this file"]
-        options = {"arch": self.arch, "data_set": data_set, "job_dir": f"experiments/{self.name}"}
-        body = yaml.safe_dump(options | self.pruning() | training, sort_keys=False)
+        """The file: comments with its command, expected result and time, then options."""
+        command = f"python imagenet.py --config {self.path} --data_path {DATA_PATHS[self.options['data_set']]}"
+        command += f" --pretrained_model {self.weights}" if self.weights else ""
+        head = [command, *self.comments, "written by configs/generate.py: change its table, not this file"]
+        names = {name: self.options[name] for name in ("arch", "data_set")} | {"job_dir": f"experiments/{self.name}"}
+        body = yaml.safe_dump(names | self.options, sort_keys=False)
         return "".join(f"# {line}\n" for line in head) + "\n" + body
 
 
-RECIPES = [Recipe("1xn", arch, pattern) for arch, rows in PUBLISHED.items() for pattern in rows]
-RECIPES += [Recipe("cifar10", arch, pattern) for arch in TWINS for pattern in TWIN_PATTERNS]
+def pruning_1xn(pattern: str) -> dict:
+    if pattern in CONV_TYPES:
+        return {"conv_type": CONV_TYPES[pattern], "pr_target": 0.5}
+    length, _, plain = pattern.removeprefix("1x").partition("_")
+    return {"conv_type": "BlockL1Conv", "N": int(length), "pr_target": 0.5, "rearrange": not plain}
+
+
+def published_1xn(arch: str, pattern: str) -> Recipe:
+    name, (top1, top5) = f"{arch}_{pattern}", PUBLISHED[arch][pattern]
+    comments = [
+        f"published: top-1 {top1:.3f}, top-5 {top5:.3f}",
+        *NOTES.get(name, "").splitlines(),
+        "time: 180 epochs of ImageNet; not measured here",
+        f"pocket size: {twin('resnet20', pattern.replace('1x32', '1x16')).path}",
+    ]
+    pruning = pruning_1xn(pattern)
+    # Blocks of the published tables wrap around where N does not divide a layer's width.
+    pruning |= {"blocks": "reference"} if "N" in pruning else {}
+    return Recipe("1xn", name, comments, {"arch": arch, "data_set": "imagefolder"} | pruning | IMAGENET, f"{arch}.pt")
+
+
+def twin(arch: str, pattern: str) -> Recipe:
+    comments = [
+        "published: nothing for CIFAR-10; benchmarks/cifar10_1xn.py measures such runs side by side",
+        f"time: {TWINS[arch]}",
+    ]
+    options = {"arch": arch, "data_set": "cifar10"} | pruning_1xn(pattern) | CIFAR10
+    return Recipe("cifar10", f"{arch}_{pattern}", comments, options, f"{arch}.th")
+
+
+def published_bip(data: str, phase: str) -> Recipe:
+    before, options = BIP_PHASES[phase]
+    own = {"arch": "resnet20s", "data_set": data} | options | BIP_COMMON
+    if data == "imagenet":
+        own |= {"arch": "resnet18", "data_set": "imagefolder", "train_batch_size": 200, "lr": 0.01}
+        own |= BIP_IMAGENET[phase]
+    comments = [
+        f"published: {BIP_DATA[data]}",
+        "time: not measured here; benchmarks/cifar10_bip.py is a short form",
+    ]
+    weights = f"experiments/{data}_{before}/checkpoint/final.pt" if before else None
+    return Recipe("bip", f"{data}_{phase}", comments, own, weights)
+
+
+RECIPES = [published_1xn(arch, pattern) for arch, rows in PUBLISHED.items() for pattern in rows]
+RECIPES += [twin(arch, pattern) for arch in TWINS for pattern in TWIN_PATTERNS]
+RECIPES += [
+    published_bip(data, phase) for data in BIP_DATA for phase in (BIP_IMAGENET if data == "imagenet" else BIP_PHASES)
+]
 
 
 def drift() -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from utils.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*/*.yml"))
+BLOCK_FILES = [path for path in FILES if path.parent.name in ("1xn", "cifar10")]
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess:
@@ -55,7 +56,13 @@ def test_every_published_row_has_its_recipe():
         "mobilenet_v3_large": table,
         "resnet50": table + 2,  # and the kernel-wise study
     }
-    assert len(FILES) == sum(rows.values()) + 2 * (2 + 4 + 4 + 2)
+    assert len(BLOCK_FILES) == sum(rows.values()) + 2 * (2 + 4 + 4 + 2)
+    phases = {"pretrain", "bip", "hydra", "finetune"}
+    published = {f"{data}_{phase}" for data in ("cifar10", "cifar100", "tiny_imagenet") for phase in phases}
+    assert {path.stem for path in (ROOT / "configs" / "bip").glob("*.yml")} == published | {
+        "imagenet_pretrain",
+        "imagenet_bip",
+    }
 
 
 @cache
@@ -67,13 +74,30 @@ def network(arch: str):
 def test_a_recipe_is_a_run_that_can_start(path: Path):
     options = parse(["--config", str(path)])
     assert str(options.job_dir) == f"experiments/{path.stem}"
+    imagenet.create_method(options).check(network(options.arch))
+    command = path.read_text().splitlines()[0]
+    assert command.startswith(f"# python imagenet.py --config {path.relative_to(ROOT)} --data_path ")
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in BLOCK_FILES])
+def test_a_recipe_of_blocks_is_what_its_name_says(path: Path):
+    options = parse(["--config", str(path)])
     assert path.stem.startswith(options.arch)
     assert options.pr_target == 0.5
     assert ("1x" in path.stem) == (options.conv_type == "BlockL1Conv")
     assert options.rearrange == ("1x" in path.stem and "plain" not in path.stem)
-    imagenet.create_method(options).check(network(options.arch))
-    command = path.read_text().splitlines()[0]
-    assert command.startswith(f"# python imagenet.py --config {path.relative_to(ROOT)} --data_path ")
+
+
+def test_bip_phases_start_from_each_other():
+    for path in (ROOT / "configs" / "bip").glob("*.yml"):
+        options, command = parse(["--config", str(path)]), path.read_text().splitlines()[0]
+        if options.exp_mode != "pretrain":
+            folder = command.split(" --pretrained_model ")[1].split("/")[1]
+            assert (path.parent / f"{folder}.yml").exists()
+            assert options.k == 0.1
+    options = parse(["--config", str(ROOT / "configs/bip/imagenet_bip.yml"), "--k", "0.05"])
+    assert (options.arch, options.lr, options.mask_lr, options.score_init) == ("resnet18", 0.01, 0.1, "random")
+    assert options.k == 0.05, "the command line wins"
 
 
 def test_pocket_sizes_exist():
