@@ -51,15 +51,15 @@ def main() -> None:
 
 def point(folder: Path, method: str, k: float, seed: int, common: list) -> float:
     """Top-1 of one run, made now if it is not there yet; `method` may have further options."""
-    job_dir = folder / f"{slug(method)}_k{k:g}_seed{seed}"
+    job_dir = job(folder, method, k, seed)
     if not (job_dir / "summary.json").exists():
-        run("imagenet.py", "--method", *shlex.split(method), "--k", k, "--seed", seed, *common, "--resume",
-            "--job_dir", job_dir)  # fmt: skip
+        own = ["--method", *shlex.split(method), "--k", k, "--seed", seed, "--resume", "--job_dir", job_dir]
+        run("imagenet.py", *common, *own)
     return summary(job_dir)["accuracy"]["tuned"]["top1"]
 
 
-def slug(method: str) -> str:
-    return "_".join(word.lstrip("-") for word in shlex.split(method))
+def job(folder: Path, method: str, k: float, seed: int) -> Path:
+    return folder / f"{'_'.join(word.lstrip('-') for word in shlex.split(method))}_k{k:g}_seed{seed}"
 
 
 def summary(job_dir: Path) -> dict:
@@ -80,11 +80,11 @@ def draw(points: Points, title: str, path: Path) -> None:
     axes = figure.subplots()
     for number, (method, curve) in enumerate(points.items()):
         colour = f"C{number}"
+        curve = {k: curve[k] for k in sorted(curve, reverse=True) if curve[k]}
         if list(curve) == [1.0]:
             axes.axhline(statistics.mean(curve[1.0]), color="#777777", linestyle="--", label=method)
             continue
-        sparsity = [100 * (1 - k) for k in sorted(curve, reverse=True)]
-        values = [curve[k] for k in sorted(curve, reverse=True)]
+        sparsity, values = [100 * (1 - k) for k in curve], list(curve.values())
         axes.plot(sparsity, [statistics.mean(top1) for top1 in values], color=colour, label=method)
         for place, top1 in zip(sparsity, values, strict=True):
             axes.plot([place] * len(top1), top1, "o", color=colour, alpha=0.5, markersize=4)

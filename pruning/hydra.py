@@ -14,8 +14,9 @@ from pruning.selection import Selective
 
 # Scores to start with, from the weight (O, I, ...) and the share kept.
 SCORE_INITS = {
-    # Proportional to the weights, within the bounds of a Kaiming-uniform draw in every layer (equation 6).
-    "scaled": lambda weight: weight * (math.sqrt(6 / weight[0].numel()) / weight.abs().max()),
+    # The paper scales each layer by sqrt(6 / fan-in) / max |w| (equation 6). That is for a ranking within the layer; in
+    # a ranking over all, it empties layers of many inputs.
+    "magnitude": torch.clone,
     "random": lambda weight: nn.init.kaiming_uniform_(torch.empty_like(weight), a=math.sqrt(5)),
 }
 
@@ -26,11 +27,11 @@ class Hydra(Selective):
 
     Args:
         score_init: a key of `SCORE_INITS`; a checkpoint's own scores come first. Under random scores the weights grow
-            by 1 / sqrt(k), as published. Under `fidelity` "reference", "scaled" scores share their memory with the
+            by 1 / sqrt(k), as published. Under `fidelity` "reference", "magnitude" scores share their memory with the
             weights, so that either moves with the other.
     """
 
-    score_init: str = "scaled"
+    score_init: str = "magnitude"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +57,7 @@ class Hydra(Selective):
             layer.bias.requires_grad_(False)
 
     def _first_scores(self, weight: Tensor) -> Tensor:
-        if self.published and self.score_init == "scaled":
+        if self.published and self.score_init == "magnitude":
             return weight.data
         return SCORE_INITS[self.score_init](weight.data)
 

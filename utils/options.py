@@ -68,7 +68,7 @@ class Options:
         "of bip and hydra: dense training, learning masks, or training under those learned",
         choices=("pretrain", "prune", "finetune"),
     )
-    score_init: str = option("scaled", "of bip and hydra: scores start as the weights, or at random (scaled, random)")
+    score_init: str = option("magnitude", "of bip and hydra: scores start as the weights, or random")
     mask_lr: float = option(0.1, "of bip: peak learning rate of the scores")
     mask_lr_policy: str = option("cos", "of bip: its schedule (cos, step)", "--mask_lr_schedule")
     lr2: float = option(1e-4, "of bip: weight of the implicit gradient, 1 / gamma")
