@@ -88,9 +88,9 @@ class Library:
     def _function(self):
         from tvm import cpu
 
-        if not self.runs_here:
-            raise ValueError(f"this computer cannot run a library for {self.info['target']}")
         if self._network is None:
+            if not self.runs_here:
+                raise ValueError(f"this computer cannot run a library for {self.info['target']}")
             set_threads(self.info["threads"])
             self._network = bind(self.built.executable, self.built.weights, cpu())["network"]
         return self._network

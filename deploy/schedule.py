@@ -1,6 +1,6 @@
 """Choose each convolution's kernel from a few candidates, by a rule that counts cycles.
 
-The numbers are of a processor with two multiply-add units of latency four and two loads a cycle; the rates of the
+The numbers are of a processor whose multiply-adds have a latency of four and that loads twice a cycle; the rates of the
 second and third cache are fitted to measured layers. Only the order of candidates matters, not the cycles themselves.
 """
 
@@ -45,9 +45,9 @@ class Choice:
     cycles: float
 
 
-def _step(fmas: int, loads: float, pixel_cycles: float, weight_cycles: float, unroll: int) -> float:
+def _step(m: Machine, fmas: int, loads: float, pixel_cycles: float, weight_cycles: float, unroll: int) -> float:
     """Cycles of one column: bound by arithmetic, by loads, by the slower caches, or by the latency of few sums."""
-    return max(fmas / 2, loads / 2, pixel_cycles, weight_cycles, 4 / unroll)
+    return max(fmas / m.multiply_adds, loads / 2, pixel_cycles, weight_cycles, 4 / unroll)
 
 
 def _cycles(site: Site, m: Machine, kernel: str, sparse: bool, density: float, group: int, vectors: int, unroll: int):
@@ -60,14 +60,14 @@ def _cycles(site: Site, m: Machine, kernel: str, sparse: bool, density: float, g
         wide = 1 << (min(site.pixels, m.lanes // high).bit_length() - 1)
         runs, parts = len(tiles.pieces(site.pixels, wide)), group // high
         shuffles = (parts if wide > 1 else 0) + (runs if wide > 1 else 0)
-        step = _step(parts * runs, parts + runs + 1 + shuffles / 2, 0, weight_cycles, unroll)
+        step = _step(m, parts * runs, parts + runs + 1 + shuffles / 2, 0, weight_cycles, unroll)
         return groups * (columns * step + 30 + 2 * parts * runs * unroll)
     total = 0.0
     for band in plan(site.out_rows, site.out_columns, site.width, m.lanes, vectors):
         v = len(band.vectors)
         near = site.columns * v * 4 * m.lanes <= L1_BYTES
         pixel_cycles = v * (0.5 if near else L2_VECTOR * m.lanes / 16)
-        step = _step(group * v, group + v + 1, pixel_cycles, weight_cycles, unroll)
+        step = _step(m, group * v, group + v + 1, pixel_cycles, weight_cycles, unroll)
         stores = group * sum(len(vector.stores) for vector in band.vectors)
         total += len(band.starts) * groups * (columns * step + 30 + stores + group * v * unroll / 2)
     return total
@@ -84,7 +84,7 @@ def _lane_cycles(site: Site, m: Machine, sparse: bool, density: float, group: in
     for strip in tiles.strips(site.out_rows, site.out_columns, most):
         pixels = len(strip.pixels)
         # Two loads a cycle are what is promised; 1.65 is what is measured.
-        step = max(v * pixels / 2, 0.6 * (v + pixels + 1), 4 / unroll)
+        step = max(v * pixels / m.multiply_adds, 0.6 * (v + pixels + 1), 4 / unroll)
         total += len(strip.starts) * (columns * step + 30 + v * pixels * (1 + unroll / 2))
     return -(-site.rows // group) * total
 
@@ -110,7 +110,8 @@ def candidates(site: Site, m: Machine, groups: list[int]):
 def lane_candidates(site: Site, m: Machine, groups: list[int]):
     """(kernel, group, pixels, unroll) that fit the registers, channels in lanes."""
     for v in (group // m.lanes for group in groups if group % m.lanes == 0):
-        most = (m.registers - v - 1) // v
+        # Broadcast from memory if used once; else the compiler wants some registers more, or it spills sums.
+        most = (m.registers - 2) if v == 1 else (m.registers - 2 * v - 2) // v
         for pixels in sorted({min(most, 28 // v), min(most, 24 // v), max(1, most - most % site.out_columns)}):
             unroll = 1
             while min(pixels, site.pixels) * v * unroll < 8:

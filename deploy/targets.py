@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """A TVM target and the two numbers from which every tile size follows."""
+    """A TVM target and the numbers from which every tile size follows."""
 
     name: str
     target: object  # tvm.target.Target
     lanes: int  # float32 lanes of a vector register
     registers: int  # vector registers
+    multiply_adds: float = 2  # vectors a cycle
 
     @property
     def accumulators(self) -> int:
@@ -20,6 +21,7 @@ class Machine:
 
 # prefer-256-bit is LLVM's default for Intel's AVX-512; it would split our vectors in two
 _AVX512 = ["-prefer-256-bit"]
+_HALF_WIDE = ("znver4",)  # a vector of 512 bits takes each of its 256-bit units twice
 ROWS = {
     "x86-avx2": {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "haswell"},
     "x86-avx512": {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "skylake-avx512", "mattr": _AVX512},
@@ -69,7 +71,7 @@ def find_machine(name: str = "native") -> Machine:
         lanes, registers = 8, 16
     else:
         lanes, registers = 4, 16
-    return Machine(name, target, lanes, registers)
+    return Machine(name, target, lanes, registers, 1 if lanes == 16 and target.attrs.get("mcpu") in _HALF_WIDE else 2)
 
 
 def _from_flags(name: str) -> str | dict:
