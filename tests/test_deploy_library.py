@@ -9,15 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("tvm")
-from test_deploy import OTHER, small_file
+import tvm
+from onnx import helper
+from test_deploy import OTHER, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
-from deploy import library, passes, remote, targets
+from deploy import library, measure, passes, reader, remote, targets
 
 
 def tune(path: Path, *words: str) -> int:
@@ -42,6 +45,24 @@ def test_weights_are_stored_once_and_aligned(tmp_path):
     large = [part for kind, part in stored if kind == "float32" and len(set(part)) > 16]
     assert large
     assert not any(part in code for part in large)
+
+
+def test_the_example_in_cpp_prints_the_best_classes(tmp_path):
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    made = deploy.compile_onnx(small_network(tmp_path / "m.onnx"), threads=1)
+    made.save(tmp_path / "job" / "deploy")
+    images = np.random.default_rng(0).standard_normal((3, 3, 17, 20)).astype(np.float32)
+    np.save(tmp_path / "job" / "inputs.npy", images)
+    example = Path(deploy.__file__).parent / "example" / "main.cc"
+    head = example.read_text().split("\n\n")[1].replace("main.cc", str(example)).replace("python", sys.executable, 1)
+    ran = subprocess.run(["bash", "-ec", head], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    printed = np.array([line.split() for line in ran.stdout.splitlines()], np.float64).reshape(3, 5, 2)
+    for picture, rows in zip(images, printed, strict=True):
+        logits = made.run(picture[None])[0]
+        assert rows[:, 0].tolist() == np.argsort(-logits).tolist()
+        np.testing.assert_allclose(rows[:, 1], np.sort(logits)[::-1], rtol=1e-4)
 
 
 def test_start_up_and_memory_are_reported(tmp_path):
@@ -115,6 +136,84 @@ def test_what_cannot_run_here_is_not_called_proven(tmp_path, capsys):
     assert "NOT PROVEN" in capsys.readouterr().out
     with pytest.raises(ValueError, match="cannot run"):
         deploy.load(tmp_path / "deploy")
+
+
+def small_network(path: Path) -> Path:
+    """One of each: strided and sparse convolutions, depthwise, a residual, pooling, squeeze-excite, a classifier."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "stem": rng.standard_normal((8, 3, 3, 3)).astype(np.float32),
+        "deep": rng.standard_normal((8, 1, 3, 3)).astype(np.float32),
+        "wide": block_weight(rng, 16, 8, (1, 1), 8, 0.5, False),
+        "narrow": block_weight(rng, 8, 16, (3, 3), 4, 0.5, True),
+        "squeeze": rng.standard_normal((8, 8, 1, 1)).astype(np.float32),
+        "classes": rng.standard_normal((5, 8)).astype(np.float32),
+    }
+    n = helper.make_node
+    nodes = [
+        n("Conv", ["x", "stem"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]), n("Relu", ["a"], ["b"]),
+        n("Conv", ["b", "deep"], ["c"], group=8, pads=[1, 1, 1, 1]), n("Conv", ["c", "wide"], ["d"]),
+        n("HardSwish", ["d"], ["e"]), n("Conv", ["e", "narrow"], ["f"], pads=[1, 1, 1, 1]),
+        n("Add", ["f", "b"], ["g"]), n("MaxPool", ["g"], ["h"], kernel_shape=[3, 3], strides=[2, 2]),
+        n("GlobalAveragePool", ["h"], ["i"]), n("Conv", ["i", "squeeze"], ["j"]), n("HardSigmoid", ["j"], ["k"]),
+        n("Mul", ["h", "k"], ["l"]), n("GlobalAveragePool", ["l"], ["m"]), n("Flatten", ["m"], ["n"]),
+        n("Gemm", ["n", "classes"], ["y"], transB=1),
+    ]  # fmt: skip
+    return onnx_file(path, nodes, weights, (1, 3, 17, 20))
+
+
+def kernel_calls(module, images: np.ndarray) -> tuple[str, bytes]:
+    """The plan and the data of play.c for a program as Relax had it before lowering: its calls in order."""
+    from tvm import relax
+
+    plan, data, places = [], bytearray(), {}
+
+    def buffer(array: np.ndarray, filled: bool) -> int:
+        code, offset = "iuf".index(array.dtype.kind), len(data) if filled else -1
+        plan.append(f"b {array.nbytes} {array.itemsize * 8} {code} {offset}")
+        data.extend(array.tobytes() if filled else b"")
+        return sum(line[0] == "b" for line in plan) - 1
+
+    def place(value) -> int:
+        return places[value] if isinstance(value, relax.Var) else buffer(value.value.numpy(), True)
+
+    main = module["main"]
+    places[main.params[0]] = buffer(images, True)
+    for binding in (binding for block in main.body.blocks for binding in block.bindings):
+        if not isinstance(binding.value, tvm.ir.Call):
+            places[binding.var] = places[binding.value]
+        elif binding.value.op.name == "relax.call_tir":
+            kernel, arguments = binding.value.args[:2]
+            inputs = [place(argument) for argument in arguments]
+            length = int(binding.value.ty_args[0].shape[0])
+            places[binding.var] = buffer(np.zeros(length, np.float32), False)
+            every = [*inputs, places[binding.var]]
+            plan.append(f"c __tvm_ffi_{kernel.name_hint} {len(every)} {' '.join(map(str, every))}")
+        else:  # the same memory under another shape
+            places[binding.var] = places[binding.value.args[1]]
+    return "\n".join(plan) + "\n", bytes(data)
+
+
+def test_aarch64_kernels_compute_the_same(tmp_path):
+    compiler, emulator = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+    missing = [name for name in (compiler, "aarch64-linux-gnu-g++", emulator) if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    path, programs = small_network(tmp_path / "m.onnx"), {}
+    graph = passes.simplify(reader.read_onnx(path))
+    made = deploy.compiler.compile_graph(graph, path, "aarch64", dump=programs.__setitem__)
+    made.link(tmp_path / "lib.so")
+    images = np.random.default_rng(1).standard_normal((1, 3, 17, 20)).astype(np.float32)
+    plan, data = kernel_calls(programs["kernels"], images)
+    (tmp_path / "plan").write_text(plan)
+    (tmp_path / "data").write_bytes(data)
+    source = Path(__file__).parent / "play.c"
+    subprocess.run([compiler, "-rdynamic", "-o", "play", source, "-ldl"], cwd=tmp_path, check=True)
+    command = [emulator, "-L", "/usr/aarch64-linux-gnu", "./play", "./lib.so", "plan", "data", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    ours = np.fromfile(tmp_path / "out", np.float32)
+    theirs = measure.peer(path, 1)(images).reshape(-1)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
 # other computers
