@@ -60,7 +60,7 @@ def print_layers(options: argparse.Namespace) -> None:
 
 
 def print_and_write(options: argparse.Namespace) -> None:
-    results = options.out / "sparse_inference.json"
+    how, results = circumstances(), options.out / "sparse_inference.json"  # before results make the checkout dirty
     entries = json.loads(results.read_text()) if results.exists() else {}
     for name in options.networks:
         points = options.points or (KNOWN_POINTS if name == KNOWN else POINTS)
@@ -75,7 +75,7 @@ def print_and_write(options: argparse.Namespace) -> None:
             print(f"{name}, {threads} thread(s)", flush=True)
             measured = in_a_process(measure_network, files, threads, options.runs)
             facts = {"network": name, "image_size": image_size(options, name), "threads": threads}
-            entries[key] = facts | {"runs": options.runs} | measured | circumstances()
+            entries[key] = facts | {"runs": options.runs} | measured | how
             save_json(results, entries)
             print("\n".join(" | ".join(row) for row in speed_table([entries[key]])), flush=True)
     write(list(entries.values()), options.out)
