@@ -18,7 +18,7 @@ import data
 import models
 import pruning
 from utils import callbacks, job, machine, ranks, report
-from utils.count import count, totals
+from utils.count import Cost, beside, count, totals
 from utils.export import export_onnx
 from utils.files import save_checkpoint, sweep
 from utils.loss import Loss
@@ -104,10 +104,10 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     final = {"state_dict": network.state_dict(), "kept": kept, "epoch": run.epoch, "widths": models.widths(network)}
     save_checkpoint(checkpoints / "final.pt", facts | final)
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
-    costs = count(network, images[:1])
+    costs, sums = compare_with_dense(options, network, images)
     head = {name: facts[name] for name in ("arch", "image_size", "options")} | {"data_set": options.data_set}
     head |= {"method": str(method), "accuracy": accuracy | {"tuned": tuned}}
-    report.save_summary(options.job_dir, head | {"totals": totals(network, costs)}, costs, kept, fixed)
+    report.save_summary(options.job_dir, head | {"totals": sums}, costs, kept, fixed)
     report.write(options.job_dir, screen)
 
 
@@ -205,6 +205,13 @@ def resumable(options: Options, screen: Console) -> dict | None:
     return state
 
 
+def compare_with_dense(options: Options, network: nn.Module, images: torch.Tensor) -> tuple[dict[str, Cost], dict]:
+    """Costs by layer and in all, where channels that the dense network has, and this one has not, are zeros."""
+    dense = models.create_model(options.arch, network.num_classes)
+    costs = beside(count(dense, images[:1].cpu()), count(network, images[:1]))
+    return costs, totals(network, costs, dense)
+
+
 def evaluate_checkpoint(options: Options, network: nn.Module, method, val: data.Loader, here, screen: Console) -> None:
     """Accuracy, sparsity by layer and whether the blocks are whole; with --export_onnx, `model.onnx` too.
 
@@ -217,12 +224,11 @@ def evaluate_checkpoint(options: Options, network: nn.Module, method, val: data.
         method.attach(network)
         pruning.finish(method, network, images)
     figures = evaluate(network, val, here)
-    costs = count(network, images[:1])
-    sums = totals(network, costs)
+    costs, sums = compare_with_dense(options, network, images)
     lengths = pruning.find_blocks(network, options.N)
     rows = [["layer", "shape", "sparsity", "blocks"]]
     for name, cost in costs.items():
-        shape = "x".join(map(str, cost.shape))
+        shape = " -> ".join("x".join(map(str, shape)) for shape in (cost.shape, cost.left) if shape)
         rows.append([name, shape, f"{100 * (1 - cost.density):.2f} %", lengths.get(name, ("", ""))[1]])
     report.show(rows, str(options.evaluate), screen)
     screen.print(

@@ -10,7 +10,7 @@ from models.mobilenet_v1 import MobileNetV1
 from models.mobilenet_v2 import MobileNetV2
 from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
 from models.narrow import widths
-from models.resnet import BasicBlock, Bottleneck, ResNet
+from models.resnet import BasicBlock, Bottleneck, ResNet, projection
 from models.resnet_cifar import CifarResNet
 from models.vgg import VGG16
 from models.wide_resnet import WideResNet
@@ -34,6 +34,9 @@ NETWORKS = {
     "resnet32s": partial(CifarResNet, repeats=5, head="fc"),
     "resnet44s": partial(CifarResNet, repeats=7, head="fc"),
     "resnet56s": partial(CifarResNet, repeats=9, head="fc"),
+    "resnet110": partial(CifarResNet, repeats=18),
+    "resnet56_b": partial(CifarResNet, repeats=9, shortcut=projection),
+    "resnet110_b": partial(CifarResNet, repeats=18, shortcut=projection),
     "vgg16_bn": VGG16,
     "wrn_28_1": partial(WideResNet, depth=28, width=1),
     "wrn_28_4": partial(WideResNet, depth=28, width=4),

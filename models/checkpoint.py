@@ -2,15 +2,16 @@
 
 Every rule is declared here. What no rule covers is an error that lists the tensors that do not fit:
 - a file is a state_dict, or a dictionary that holds one as `state_dict` or `model`; names may start with `module.`;
-- torchvision's own names are translated, and those of BiP's ResNets in CIFAR form (`FOREIGN`);
+- the names of other files are translated: torchvision's, BiP's, ResRep's (`models/names.py`);
+- ResRep's compactors are merged with the batch norm and convolution before them; its `.hdf5` files are read by h5py;
 - a linear layer's 2-D weight fits a 1x1 convolution, and the reverse;
 - a convolution before a batch norm may lack its bias, which is zero then; `num_batches_tracked` may be missing;
 - `sub_block1` of BiP's wide ResNets, which nothing computes with, is left out;
 - `<layer>.mask` is multiplied into the layer's weight;
 - `<layer>.popup_scores` (BiP, Hydra) decide a mask: where the file has that, too, they are left out, and else handed
   on as an extra to the method that can make a network of them;
-- a file that says `widths` (layer -> output channels) is of a narrower network: layers take the shapes of its tensors,
-  and batch norms that it lacks are gone, their convolution having a bias instead.
+- a file that says `widths` (layer -> output channels; ResRep: `deps`) is of a narrower network: layers take the shapes
+  of its tensors, and batch norms that it lacks are gone, their convolution having a bias instead.
 """
 
 import copy
@@ -18,43 +19,13 @@ import os
 import re
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.narrow import misfits_of_widths, narrow, norms_after_convolutions
+from models.names import translated
+from models.narrow import merge_compactors, misfits_of_widths, narrow, norms_after_convolutions
 
-TORCHVISION_V3 = (
-    "features.1.block.0.0.weight",
-    (
-        (r"features\.1\.block\.0\.([01])", r"features.1.conv.\1"),  # depthwise: the first block does not expand
-        (r"features\.1\.block\.1\.fc([12])", lambda m: f"features.1.conv.3.fc.{2 * int(m[1]) - 2}"),
-        (r"features\.1\.block\.[12]\.([01])", lambda m: f"features.1.conv.{4 + int(m[1])}"),  # project
-        (r"features\.(\d+)\.block\.0\.([01])", r"features.\1.conv.\2"),  # expand
-        (r"features\.(\d+)\.block\.1\.([01])", lambda m: f"features.{m[1]}.conv.{3 + int(m[2])}"),  # depthwise
-        (r"features\.(\d+)\.block\.2\.fc([12])", lambda m: f"features.{m[1]}.conv.5.fc.{2 * int(m[2]) - 2}"),
-        (r"features\.(\d+)\.block\.[23]\.([01])", lambda m: f"features.{m[1]}.conv.{7 + int(m[2])}"),  # project
-        (r"features\.1[26]\.([01])", r"conv.\1"),  # the 1x1 convolution after the last block
-    ),
-)
-BIP = ("linear.weight", ((r"linear", "fc"), (r"(layer\d\.\d+)\.shortcut\.([01])", r"\1.downsample.\2")))
-# arch -> (whose names, a name that only their file has, rows of (their name, ours), the first that fits counts);
-# the other networks have the names of torchvision or their publication already
-FOREIGN = {
-    "mobilenet_v2": (
-        "torchvision",
-        "features.1.conv.0.0.weight",
-        (
-            (r"features\.1\.conv\.0\.([01])", r"features.1.conv.\1"),  # depthwise: the first block does not expand
-            (r"features\.1\.conv\.([12])", lambda m: f"features.1.conv.{2 + int(m[1])}"),  # project
-            (r"features\.(\d+)\.conv\.0\.([01])", r"features.\1.conv.\2"),  # expand
-            (r"features\.(\d+)\.conv\.1\.([01])", lambda m: f"features.{m[1]}.conv.{3 + int(m[2])}"),  # depthwise
-            (r"features\.(\d+)\.conv\.([23])", lambda m: f"features.{m[1]}.conv.{4 + int(m[2])}"),  # project
-        ),
-    ),
-    "mobilenet_v3_large": ("torchvision", *TORCHVISION_V3),
-    "mobilenet_v3_small": ("torchvision", *TORCHVISION_V3),
-    **{f"resnet{depth}_cifar": ("bip", *BIP) for depth in (18, 34, 50)},
-}
 UNUSED = "sub_block1."
 EXTRAS = (".popup_scores",)  # tensors that belong to a pruning method
 V3_NOTE = (
@@ -83,11 +54,12 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
     source, tensors = translated(tensors, getattr(network, "arch", None))
     extras = {name: tensors.pop(name) for name in list(tensors) if name.endswith(EXTRAS)}
-    told = facts.get("widths")
-    target = network if told is None else narrow(copy.deepcopy(network), tensors)
+    tensors, merged = merge_compactors(tensors, network)
+    changed = merged or "widths" in facts or "deps" in facts
+    target = narrow(copy.deepcopy(network), tensors) if changed else network
     fitted, masks, misfits = fit(tensors, target)
-    if told is not None and not misfits:
-        misfits = misfits_of_widths(target, told)
+    if changed and not misfits:
+        misfits = misfits_of_widths(target, facts.get("widths"))
     contradictions = [
         f"the file's {key} is {facts[key]}, the network's {getattr(network, key)}"
         for key in (("arch", "num_classes") if source is None else ("num_classes",))  # others have other names
@@ -98,12 +70,12 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
         name = getattr(network, "arch", type(network).__name__)
         raise ValueError(f"{path}: does not fit {name}: {'; '.join(contradictions + shown)}")
 
-    if target is not network:
+    if changed:
         narrow(network, tensors)
     network.load_state_dict(fitted)
     extras = {name: tensor for name, tensor in extras.items() if name.rpartition(".")[0] not in masks}
     info = {**facts, "format": source or form, "masks": masks, "extras": extras}
-    if source and "v3" in network.arch:
+    if source == "torchvision" and "v3" in network.arch:
         info["note"] = V3_NOTE
         warnings.warn(f"{path}: {V3_NOTE}", stacklevel=2)
     return info
@@ -113,11 +85,13 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """The dictionary in the file, on the CPU, read without running any code that the file may hold."""
     try:
         with open(path, "rb") as file:
-            empty = not file.read(1)
+            head = file.read(8)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    if empty:
+    if not head:
         raise ValueError(f"{path}: is empty")
+    if head == b"\x89HDF\r\n\x1a\n":
+        return read_hdf5(path)
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -130,33 +104,31 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return content
 
 
+def read_hdf5(path: str | os.PathLike) -> dict:
+    """ResRep's flat file of one data set a tensor, and `deps`, the widths of all convolutions."""
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(f"{path}: an .hdf5 file needs h5py: pip install h5py") from None
+    try:
+        with h5py.File(path) as file:
+            arrays = {name: torch.from_numpy(np.asarray(array)) for name, array in file.items()}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: truncated, or no flat file of tensors ({str(error).splitlines()[0]})") from None
+    deps = arrays.pop("deps", None)
+    return {"state_dict": arrays} | ({} if deps is None else {"deps": deps.tolist()})
+
+
 def plain_facts(container: dict) -> dict:
     """What the container says beside its tensors: numbers, strings, and what pruning kept."""
     values = {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in container.items()}
-    return {
-        k: v
-        for k, v in values.items()
-        if isinstance(v, str | int | float) or (isinstance(v, dict) and k in ("kept", "widths"))
-    }
+    tables = {k: v for k, v in values.items() if isinstance(v, {"kept": dict, "widths": dict, "deps": list}.get(k, ()))}
+    return {k: v for k, v in values.items() if isinstance(v, str | int | float)} | tables
 
 
 def bare(value: object) -> str:
     """MobileNet-V2, mobilenetv2 and mobilenet_v2 are one name."""
     return re.sub(r"[\W_]", "", str(value).lower())
-
-
-def translated(tensors: dict[str, Tensor], arch: str | None) -> tuple[str | None, dict[str, Tensor]]:
-    """Whose names the tensors have, if they are foreign, and the tensors under ours."""
-    source, sign, rows = FOREIGN.get(arch, (None, None, ()))
-    if sign not in tensors:
-        return None, tensors
-
-    def ours(name: str) -> str:
-        layer, _, tensor = name.rpartition(".")
-        row = next((row for row in rows if re.fullmatch(row[0], layer)), None)
-        return f"{re.sub(*row, layer)}.{tensor}" if row else name
-
-    return source, {ours(name): tensor for name, tensor in tensors.items()}
 
 
 def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:

@@ -22,6 +22,38 @@ def norms_after_convolutions(network: nn.Module) -> dict[str, str]:
     }
 
 
+FORGOTTEN = 1e-5  # the norm of a compactor's row below which ResRep takes it for zero
+
+
+def merge_compactors(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """The tensors with every `<layer>.compactor`, a full or diagonal 1x1 convolution, multiplied into what precedes it.
+
+    That is a batch norm with its convolution, or a convolution alone. The convolution is left, with a bias; the rows to
+    be forgotten are zero. Also whether there was a compactor.
+    """
+    tensors, convolutions, modules = dict(tensors), norms_after_convolutions(network), dict(network.named_modules())
+    hosts = [name.removesuffix(".compactor.weight") for name in tensors if name.endswith(".compactor.weight")]
+    for host in hosts:
+        layer, norm = convolutions.get(host, host), modules.get(host)
+        own = {key: tensors.get(f"{host}.{key}") for key in ("weight", "bias", "running_mean", "running_var")}
+        weight, rows = tensors.get(f"{layer}.weight"), tensors[f"{host}.compactor.weight"].double().flatten(1)
+        known = [weight, *own.values()] if isinstance(norm, nn.BatchNorm2d) else [weight]
+        if any(tensor is None or len(tensor) != len(rows) for tensor in known) or rows.shape[1] not in (1, len(rows)):
+            continue  # what is left over is told as unexpected
+        bias = tensors.get(f"{layer}.bias", torch.zeros(len(rows))).double()
+        weight = weight.double()
+        if isinstance(norm, nn.BatchNorm2d):
+            scale = own["weight"].double() / (own["running_var"].double() + norm.eps).sqrt()
+            bias = (bias - own["running_mean"].double()) * scale + own["bias"].double()
+            weight = weight * scale.view(-1, 1, 1, 1)
+        rows = rows * (rows.norm(dim=1, keepdim=True) >= FORGOTTEN)
+        both = torch.cat([weight.flatten(1), bias.view(-1, 1)], 1)
+        both = (rows * both if rows.shape[1] == 1 else rows @ both).float()
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{host}.")}
+        tensors |= {f"{layer}.weight": both[:, :-1].view_as(weight), f"{layer}.bias": both[:, -1]}
+    return tensors, bool(hosts)
+
+
 def narrow(network: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """Give the layers of `network`, in place, the channels of the file's tensors. Their values are still to be loaded.
 
@@ -63,12 +95,12 @@ def widths(network: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def misfits_of_widths(network: nn.Module, told: dict[str, int]) -> list[str]:
-    """What is wrong with a narrow network: a line each; nothing if it is as wide as `told` and pictures pass."""
+def misfits_of_widths(network: nn.Module, told: dict[str, int] | None) -> list[str]:
+    """What is wrong with a narrow network: a line each; nothing if it is as wide as told and pictures pass."""
     wrong = [
-        f"{name} is {told.get(name)} wide by the file's list, {width} by its tensors"
+        f"{name} is {(told or {}).get(name)} wide by the file's list, {width} by its tensors"
         for name, width in widths(network).items()
-        if told.get(name) != width
+        if told is not None and told.get(name) != width
     ]
     try:
         logits = network.eval()(next(network.parameters()).new_zeros(1, 3, 32, 32))

@@ -1,5 +1,7 @@
 """ResNet for CIFAR (He et al. 2015, section 4.2). Sizes in comments are for 32 x 32 pictures."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -9,16 +11,22 @@ from models.resnet import BasicBlock
 
 
 class CifarResNet(nn.Module):
-    """6n + 2 layers deep, for `repeats` = n. `head` is the classifier's name in the files that are to be loaded."""
+    """6n + 2 layers deep, for `repeats` = n.
 
-    def __init__(self, num_classes: int, repeats: int, head: str = "linear"):
+    Args:
+        head: the classifier's name in the files that are to be loaded.
+        shortcut: the paper's A, without weights, or its B, `models.resnet.projection`.
+    """
+
+    def __init__(self, num_classes: int, repeats: int, head: str = "linear", shortcut: Callable | None = None):
         super().__init__()
         self.conv1 = conv(3, 16, 3)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = stage(16, 16, repeats, stride=1)
-        self.layer2 = stage(16, 32, repeats, stride=2)
-        self.layer3 = stage(32, 64, repeats, stride=2)
+        shortcut = shortcut or zero_padding
+        self.layer1 = stage(16, 16, repeats, 1, shortcut)
+        self.layer2 = stage(16, 32, repeats, 2, shortcut)
+        self.layer3 = stage(32, 64, repeats, 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         classifier = nn.Linear(64, num_classes)
         nn.init.normal_(classifier.weight, std=0.01)
@@ -35,9 +43,9 @@ class CifarResNet(nn.Module):
         return self.get_submodule(self.head)(x)  # B, classes
 
 
-def stage(inputs: int, width: int, repeats: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(inputs, width, stride, zero_padding)
-    return nn.Sequential(first, *(BasicBlock(width, width, 1, zero_padding) for _ in range(repeats - 1)))
+def stage(inputs: int, width: int, repeats: int, stride: int, shortcut) -> nn.Sequential:
+    first = BasicBlock(inputs, width, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(width, width, 1, shortcut) for _ in range(repeats - 1)))
 
 
 def zero_padding(inputs: int, outputs: int, stride: int) -> nn.Module | None:

@@ -9,6 +9,7 @@ from pruning.hydra import Hydra
 from pruning.imp import IMP
 from pruning.method import Method, finish, proven_copy
 from pruning.oneshot import ROWS, OneShot
+from pruning.resrep import ResRep
 from pruning.slicing import shrink
 from pruning.surgery import find_blocks, gather_blocks
 
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bip": BiP,
     "hydra": Hydra,
     "imp": IMP,
+    "resrep": ResRep,
 }
 # What methods that learn masks are before and after their own phase: dense training, then training under fixed masks.
 PHASES: dict[str, Callable[..., Method]] = {"pretrain": Method, "finetune": partial(IMP, rounds=1)}

@@ -28,6 +28,7 @@ POOL_CALLS = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_
 SUM_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCT_CALLS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 SHAPE_CALLS = {getattr, "size", "dim"}  # yield numbers, not tensors
+SUM = "a residual sum"  # fixes the order of one layer's channels, not that of all layers together
 
 
 @dataclass(eq=False)
@@ -39,12 +40,14 @@ class Space:
     carriers: list[str] = field(default_factory=list)  # batch-norm and depthwise layers, one entry a channel
     consumers: list[str] = field(default_factory=list)  # conv and linear layers whose input columns live here
     fixed: set[str] = field(default_factory=set)  # why the order is not free; empty: any permutation will do
+    scaled: bool = False  # tensors of it are multiplied with each other (squeeze-excite)
 
     def absorb(self, other: "Space") -> None:
         for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
             if isinstance(mine, list):
                 mine.extend(theirs)
         self.fixed |= other.fixed
+        self.scaled |= other.scaled
         self.channels = self.channels or other.channels
 
 
@@ -96,6 +99,12 @@ class Graph:
         """The layers that pruning may touch: all but the stem, depthwise and grouped convolutions."""
         return {name: layer for name, layer in self.layers.items() if name not in self.stem and name in self.output}
 
+    def norm_after(self, name: str) -> str | None:
+        """The batch norm that alone reads the output of a convolution or linear layer."""
+        users = next(node.users for node in self.nodes if node.op == "call_module" and node.target == name)
+        norms = [user.target for user in users if isinstance(self.modules.get(user.target), nn.BatchNorm2d)]
+        return norms[0] if len(norms) == len(users) == 1 else None
+
     def _visit(self, node: torch.fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._spaces]
         target = self.modules[node.target] if node.op == "call_module" else node.target
@@ -119,7 +128,8 @@ class Graph:
             for source in sources[1:]:
                 space = self._union(space, self._space(source))
             if _is_in(target, SUM_CALLS) and len(sources) > 1:
-                space.fixed.add("a residual sum")
+                space.fixed.add(SUM)
+            space.scaled |= _is_in(target, PRODUCT_CALLS) and len(sources) > 1
             self._spaces[node] = space
         elif not _is_in(target, SHAPE_CALLS) and sources:
             reason = f"operator {_name(target)}"

@@ -57,6 +57,10 @@ class Method:
     def settle(self, network: nn.Module) -> None:
         """Weights come from elsewhere (an average): make them obey the method. Called before evaluating and saving."""
 
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        """What the method has to tell of this moment, by name: it stands in the records of every epoch."""
+        return {}
+
     def finish(self, network: nn.Module) -> dict[str, dict]:
         """Fold the method away in place: only plain layers remain, same outputs. Returns what was kept, per layer."""
         return {}
@@ -66,12 +70,15 @@ class Method:
 def finish(method: Method, network: nn.Module, images: Tensor, tolerance: float = 1e-5) -> dict[str, dict]:
     """`method.finish`, proven: outputs on `images` before and after agree within `tolerance` of the largest.
 
+    Both are computed in float64, where the rounding of deep networks neither hides a difference nor makes one.
     Returns what was kept, per layer.
     """
-    network.eval()
-    before = network(images)
+    method.settle(network)
+    network.eval().double()
+    before = network(images.double())
     kept = method.finish(network)
-    error = relative_error(network(images), before)
+    error = relative_error(network(images.double()), before)
+    network.float()
     assert error <= tolerance, f"{type(method).__name__}.finish changed the outputs by {error:.1e}"
     return kept
 

@@ -9,9 +9,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, Graph, Space
-
-SUM = "a residual sum"  # fixes the order of channels for one layer, not for all layers together
+from pruning.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, SUM, Graph, Space
 
 
 @torch.no_grad()
@@ -197,12 +195,10 @@ def _slice_space(graph: Graph, space: Space, stays: Tensor, constants: dict[str,
 def _add_to_bias(graph: Graph, name: str, shift: Tensor) -> None:
     """Add `shift` (outputs,) to what a layer gives: by its bias, or else by the batch norm that alone reads it."""
     layer = graph.layers[name]
-    users = next(node.users for node in graph.nodes if node.op == "call_module" and node.target == name)
-    reader = next((graph.modules[user.target] for user in users if user.op == "call_module"), None)
     if layer.bias is not None:
         layer.bias += shift
-    elif isinstance(reader, nn.BatchNorm2d) and len(users) == 1:
-        reader.running_mean -= shift
+    elif norm := graph.norm_after(name):
+        graph.modules[norm].running_mean -= shift
     else:
         layer.bias = nn.Parameter(shift.to(layer.weight))
 

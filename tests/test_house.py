@@ -17,6 +17,7 @@ LATE = {
     "onnxruntime",
     "torch_pruning",
     "openvino",
+    "h5py",
 }  # imported where needed, when needed
 
 

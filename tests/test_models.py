@@ -40,14 +40,20 @@ PARAMETERS = {  # with 1000 classes; with 10 for the networks of CIFAR
     "resnet32s": 464_154,
     "resnet44s": 658_586,
     "resnet56s": 853_018,
+    "resnet110": 1_727_962,
+    "resnet56_b": 855_770,
+    "resnet110_b": 1_730_714,
     "vgg16_bn": 14_762_058 - 38_016,  # without its filter skeletons
     "wrn_28_1": 369_498,
     "wrn_28_4": 5_849_050,
     "wrn_28_10": 36_479_194,
     "wrn_40_2": 2_243_546,
 }
-CIFAR = tuple(name for name in PARAMETERS if name.endswith("_cifar") or name.startswith(("wrn_", "vgg"))) + tuple(
-    f"resnet{depth}{s}" for depth in (20, 32, 44, 56) for s in ("", "s")
+CIFAR_DEPTHS = {f"resnet{depth}" for depth in (20, 32, 44, 56, 110)}
+CIFAR = tuple(
+    name
+    for name in PARAMETERS
+    if name.endswith(("_cifar", "_b")) or name.startswith(("wrn_", "vgg")) or name.removesuffix("s") in CIFAR_DEPTHS
 )
 
 

@@ -55,6 +55,7 @@ class Record(Callback):
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
         rate = run.optimizers[0].param_groups[0]["lr"]
         results["train"] |= {"lr": rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
+        results["train"] |= run.method.figures(run.network)
         for split, figures in results.items():
             self.write(run.epoch, split, figures)
         self.since, self.images = time.perf_counter(), 0

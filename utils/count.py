@@ -1,17 +1,22 @@
 """Multiply-adds and parameters of convolutions and linear layers, all and kept."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 
 @dataclass
 class Cost:
-    """Of one convolution or linear layer, for one picture. A multiply-add counts as one; zeros are not kept."""
+    """Of one convolution or linear layer, for one picture. A multiply-add counts as one; zeros are not kept.
+
+    Where the layer is narrower than in the dense network, this is of the dense layer: what is gone counts as zeros.
+    """
 
     shape: tuple[int, ...]  # of the weight
     macs: int
     parameters: int  # weight and bias
     weights: int
     zeros: int
+    left: tuple[int, ...] = ()  # shape of the weight that is left, where that is smaller
 
     @property
     def density(self) -> float:
@@ -51,15 +56,31 @@ def count(network, image) -> dict[str, Cost]:
     return costs
 
 
-def totals(network, costs: dict[str, Cost]) -> dict[str, float]:
+def beside(dense: dict[str, Cost], costs: dict[str, Cost]) -> dict[str, Cost]:
+    """The costs of a network that may have become narrower, as shares of those of the dense one."""
+
+    def one(whole: Cost, own: Cost) -> Cost:
+        left = own.shape if own.shape != whole.shape else ()
+        return replace(whole, zeros=whole.weights - (own.weights - own.zeros), left=left)
+
+    return {name: one(dense[name], cost) for name, cost in costs.items()}
+
+
+def totals(network, costs: dict[str, Cost], dense=None) -> dict[str, float]:
     """Sums over the network: multiply-adds and parameters, all and kept, and the share of weights that are zero.
 
-    Parameters include those of batch-norm, which no layer's `Cost` counts.
+    Parameters include those of batch-norm, which no layer's `Cost` counts. `costs` are those `beside` the network
+    `dense`, if it is given.
     """
 
     def total(key: str) -> int:
         return sum(getattr(cost, key) for cost in costs.values())
 
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    sums = {"macs": total("macs"), "macs_kept": total("macs_kept"), "parameters": parameters}
-    return sums | {"parameters_kept": parameters - total("zeros"), "sparsity": total("zeros") / total("weights")}
+    def parameters(of) -> int:
+        return sum(parameter.numel() for parameter in of.parameters())
+
+    whole = parameters(dense or network)
+    gone = sum(cost.weights - math.prod(cost.left or cost.shape) for cost in costs.values())
+    sums = {"macs": total("macs"), "macs_kept": total("macs_kept"), "parameters": whole}
+    kept = parameters(network) - (total("zeros") - gone)
+    return sums | {"parameters_kept": kept, "sparsity": total("zeros") / total("weights")}

@@ -79,6 +79,21 @@ class Options:
 
     shrink: bool = option(False, "remove dead channels in the end: a smaller network that computes the same")
 
+    # ResRep's own; its published schedules are the defaults.
+    flops_target: float = option(0.455, "of ResRep: multiply-adds to keep, as a share of the dense network's")
+    tied_groups: bool = option(False, "prune channels of residual sums, too, a group of layers together")
+    lasso_strength: float = option(1e-4, "of the penalty on compactor rows")
+    before_mask_iters: int | None = option(None, "updates before channels are chosen (default: five epochs)")
+    mask_interval: int = option(200, "updates between two choices of channels")
+    mask_end: float = option(1.0, "share of the training after which the choice stands, so that short runs can forget")
+    begin_granularity: int = option(4, "by how many channels a choice grows until the target is reached")
+    num_at_least: int = option(1, "channels that every layer keeps")
+    compactor_momentum: float = option(0.99, "of compactors")
+    decay_compactors: bool = option(False, "apply weight decay to compactors")
+    bias_lr_factor: float = option(2.0, "of the learning rate of biases")
+    conversion_threshold: float = option(1e-5, "compactor rows of a smaller norm are zero")
+    round_to: int = option(1, "keep widths to multiples of it")
+
     # Where weights come from and go to.
     pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")
     evaluate: Path | None = option(None, "only evaluate this checkpoint", "--pruned_model")
@@ -96,7 +111,12 @@ class Options:
     eval_batch_size: int = option(256, "pictures a step of evaluation")
     optimizer: str = option("sgd", "optimiser", choices=("sgd", "adam"))
     lr: float = option(0.01, "peak learning rate")
-    lr_policy: str = option("cos", "schedule, epoch by epoch", "--lr_type", choices=("cos", "step", "exp", "fixed"))
+    lr_policy: str = option(
+        "cos",
+        "schedule, epoch by epoch; cos_step: step by step",
+        "--lr_type",
+        choices=("cos", "cos_step", "step", "exp", "fixed"),
+    )
     warmup_length: int | None = option(None, "epochs of linear warm-up (default: 5, a tenth of runs under 50 epochs)")
     lr_gamma: float = option(0.1, "factor of the step schedule")
     lr_decay_freq: int = option(30, "epochs between two decays of the step schedule", "--lr_adjust")

@@ -40,6 +40,7 @@ def save_summary(job_dir: Path, facts: dict, costs: dict[str, Cost], kept: dict[
         notes = [own.get("note"), name in fixed and f"blocks not consecutive in ONNX: order fixed by {fixed[name]}"]
         got = {"sparsity": 1 - cost.density, "macs": cost.macs, "macs_kept": cost.macs_kept}
         got |= {"parameters": cost.parameters, "parameters_kept": cost.parameters - cost.zeros}
+        got |= {"left": list(cost.left)} if cost.left else {}
         layers.append({"name": name, "shape": list(cost.shape), **own, **got, "note": "; ".join(filter(None, notes))})
     save_json(job_dir / "summary.json", facts | {"layers": layers})
 
@@ -90,7 +91,7 @@ def layer_rows(summary: dict) -> Rows:
         rows.append(
             [
                 layer["name"],
-                "x".join(map(str, layer["shape"])),
+                " -> ".join("x".join(map(str, layer[key])) for key in ("shape", "left") if key in layer),
                 layer.get("pattern", "dense"),
                 f"{100 * layer['rate']:.1f} %" if "rate" in layer else "",
                 f"{100 * layer['sparsity']:.1f} %",

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from utils.average import Average
 from utils.ranks import Ranks
 
-# Policy -> share of the peak rate in an epoch. As published, only the warm-up is finer than epochs.
+# Policy -> share of the peak rate in an epoch. As 1xN has it, only the warm-up is finer than epochs; ResRep's cosine
+# falls with every step: its epoch has a fraction.
 POLICIES = {
     "cos": lambda o, e: 0.5 + 0.5 * math.cos(math.pi * (e - o.warmup_epochs) / (o.num_epochs - o.warmup_epochs)),
+    "cos_step": lambda o, e: POLICIES["cos"](o, e),
     "step": lambda o, e: o.lr_gamma ** decays(o, e),
     "exp": lambda o, e: 0.96**e,
     "fixed": lambda o, e: 1.0,
@@ -29,7 +31,8 @@ def decays(options, epoch: int) -> int:
 
 def learning_rate(options, epoch: int, step: int, steps: int) -> float:
     """The rate of step `step` (of `steps`) of `epoch`, under the `Options` of a run."""
-    rate = options.lr * POLICIES[options.lr_policy](options, epoch)
+    exact = epoch + step / steps if options.lr_policy == "cos_step" else epoch
+    rate = options.lr * POLICIES[options.lr_policy](options, exact)
     warmup = options.warmup_epochs
     return rate * (1 + step + epoch * steps) / (warmup * steps) if epoch < warmup else rate
 
@@ -128,7 +131,8 @@ class Run:
         self.network.train()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(self.epoch, self.loader.batch - 1, len(self.loader))
+                rate = self.rate(self.epoch, self.loader.batch - 1, len(self.loader))
+                group["lr"] = rate * group.get("lr_scale", 1.0)
         self.check_finite()  # of the step before: asking for this one's loss would make a GPU wait
         self.iteration += 1
         self.method.step(self, *batches)

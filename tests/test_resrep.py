@@ -1,0 +1,312 @@
+"""ResRep: the selection rule against the published procedure, lossless conversion, any network, what a run leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden.fill import fill
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import imagenet
+import models
+import pruning
+from pruning.graph import Graph
+from pruning.method import relative_error
+from pruning.resrep import Compactor, Costs, ResRep, find_targets, select
+from utils.count import count
+
+CIFAR = ("resnet20", "resnet56", "resnet56_b", "vgg16_bn")
+
+
+def filled(arch: str, num_classes: int = 10) -> nn.Module:
+    network = models.create_model(arch, num_classes)
+    network.load_state_dict({name: fill(name, tuple(t.shape)) for name, t in network.state_dict().items()})
+    return network.eval()
+
+
+def images(size: int = 32) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def widths(network: nn.Module) -> dict[str, int]:
+    return {name: len(layer.weight) for name, layer in Graph(network).layers.items()}
+
+
+# --- conversion -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scramble(method: ResRep, share: float = 0.4) -> dict[str, int]:
+    """Random compactors, with `share` of the rows below the threshold; returns how many rows live, by target."""
+    generator, living = torch.Generator().manual_seed(0), {}
+    for target in method.targets:
+        dead = torch.rand(target.space.channels, generator=generator) < share
+        dead[0] = False
+        for compactor in target.compactors:
+            noise = torch.randn(compactor.weight.shape, generator=generator)
+            compactor.weight += noise / noise[0].numel() ** 0.5
+            compactor.weight[dead] *= 1e-7
+        living[target.name] = int((~dead).sum())
+    return living
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "arch", ["resnet50", "resnet56", "resnet18", "vgg16_bn", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"]
+)
+def test_conversion_loses_channels_and_nothing_else(arch: str, tied: bool):
+    network = filled(arch)
+    size = 32 if arch in CIFAR else 64
+    dense = widths(network)
+    with torch.no_grad():
+        expected = network(images(size))
+        method = pruning.create_method("resrep", tied_groups=tied)
+        method.attach(network)
+        assert relative_error(network(images(size)), expected) < 1e-6, "compactors start as the identity"
+        living = scramble(method)
+    assert len(living) == len(method.targets) > 5
+    kept = pruning.finish(method, network, images(size))
+    narrow = widths(network)
+    assert {name: narrow[name] for name in living} == living
+    assert {name: layer["width"] for name, layer in kept.items() if name in dense} == {
+        name: [dense[name], narrow[name]] for name in kept if name in dense
+    }
+    assert not any(isinstance(module, Compactor) for module in network.modules())
+    assert not [layer["note"] for layer in kept.values() if layer["note"]]
+    changed = {name for name in dense if dense[name] != narrow[name]}
+    assert changed <= kept.keys() | {n for t in method.targets for n in t.space.producers}
+
+
+def test_rounded_widths_keep_dead_channels():
+    network = filled("resnet20")
+    method = pruning.create_method("resrep", round_to=4)
+    method.attach(network)
+    living = scramble(method)
+    pruning.finish(method, network, images())
+    narrow = widths(network)
+    assert {name: narrow[name] for name in living} == {name: -(-width // 4) * 4 for name, width in living.items()}
+
+
+# --- targets and costs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers", "channels"), [("resnet50", 32, 7552), ("resnet56", 27, 1008), ("mobilenet_v1", 13, 5952)]
+)
+def test_published_targets(arch: str, layers: int, channels: int):
+    targets = find_targets(Graph(models.create_model(arch)), tied_groups=False)
+    assert len(targets) == layers
+    assert sum(target.space.channels for target in targets) == channels
+
+
+def test_tied_groups_share_their_masks():
+    """A group of a residual stage has a compactor for each layer that adds to it, and one mask."""
+    network = filled("resnet18")
+    method = pruning.create_method("resrep", tied_groups=True)
+    method.attach(network)
+    sizes = {target.name: len(target.compactors) for target in method.targets}
+    assert sizes["layer1.1.conv2"] == 3  # the stem and two blocks
+    assert sizes["layer2.1.conv2"] == 3  # two blocks and the projection
+    assert sizes["layer1.0.conv1"] == 1
+    assert sum(sizes.values()) == 20
+
+
+def test_squeeze_excite_gates_have_no_compactor_and_depthwise_layers_a_diagonal_one():
+    network = filled("mobilenet_v3_small")
+    method = pruning.create_method("resrep")
+    method.attach(network)
+    hosts = {target.name: target.hosts for target in method.targets}
+    assert hosts["features.4.conv.0"] == [
+        ("features.4.conv.0", "features.4.conv.1"),
+        ("features.4.conv.3", "features.4.conv.4"),
+    ]
+    assert hosts["features.2.conv.0"] == [("features.2.conv.0", "features.2.conv.1")]  # no squeeze-excite there
+    assert network.features[4].conv[4].compactor.weight.shape == (96, 1, 1, 1)
+    assert network.features[4].conv[1].compactor.weight.shape == (96, 96, 1, 1)
+
+
+MACS = {"resnet50": (224, 4_089_184_256), "mobilenet_v1": (224, 568_740_352), "resnet56_b": (32, 125_747_840)}
+
+
+@pytest.mark.parametrize("arch", MACS)
+def test_costs_are_those_of_the_sliced_network(arch: str):
+    size, total = MACS[arch]
+    network = models.create_model(arch, 1000 if size > 32 else 10)
+    method = pruning.create_method("resrep", tied_groups=True)
+    method.attach(network)
+    image = torch.zeros(1, 3, size, size)
+    costs = Costs(method.graph, method.targets, image)
+    assert costs.total == total
+    living = scramble(method)
+    method.finish(network)
+    assert costs([living[target.name] for target in method.targets]) == sum(
+        c.macs for c in count(network, image).values()
+    )
+
+
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+def published_selection(norms, masked, macs, target, granularity, at_least):
+    """The published procedure, step by step: a set of (layer, channel); `macs` maps widths to multiply-adds."""
+    origin = [len(norm) for norm in norms]
+    entries = [(float(value), layer, channel) for layer, norm in enumerate(norms) for channel, value in enumerate(norm)]
+    entries.sort(key=lambda entry: entry[0])
+    current = list(origin)
+    for layer, _ in masked:
+        current[layer] -= 1
+    limit = len(masked) + granularity if macs(current) > target * macs(origin) else float("inf")
+    attempt, chosen = list(origin), set()
+    for index, (_, layer, channel) in enumerate(entries):
+        if macs(attempt) <= target * macs(origin) or index >= limit:
+            break
+        if attempt[layer] <= at_least:
+            continue
+        attempt[layer] -= 1
+        chosen.add((layer, channel))
+    return chosen
+
+
+class ChainCosts:
+    """Of layers in a row, the first reading three channels."""
+
+    round_to = 1
+
+    def __init__(self, dense):
+        self.dense = dense
+
+    def __call__(self, widths):
+        return sum(a * b for a, b in zip([3, *widths], widths, strict=False))
+
+    def share(self, widths):
+        return self(widths) / self(self.dense)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=7), min_size=1, max_size=5),
+    st.floats(0.05, 1),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(0, 12),
+    st.randoms(),
+)
+def test_selection_is_the_published_one(values, goal, granularity, at_least, already, random):
+    norms = [torch.tensor(layer).float() for layer in values]  # many ties
+    costs = ChainCosts([len(norm) for norm in norms])
+    places = [(layer, channel) for layer, norm in enumerate(norms) for channel in range(1, len(norm))]
+    masked = random.sample(places, min(already, len(places)))
+    counts = [sum(layer == number for layer, _ in masked) for number in range(len(norms))]
+    masks = select(norms, counts, costs, goal, granularity, at_least)
+    chosen = {(layer, int(channel)) for layer, mask in enumerate(masks) for channel in (mask == 0).nonzero()}
+    assert chosen == published_selection(norms, masked, costs, goal, granularity, at_least)
+
+
+def test_selection_by_hand():
+    """Two layers of four in a row cost 3 * 4 + 4 * 4 = 28; the smallest go first, two more a round, until 14."""
+    costs = ChainCosts([4, 4])
+    norms = [torch.tensor([0.1, 5, 0.3, 5]), torch.tensor([0.2, 5, 5, 5])]
+    rounds, counts = [], [0, 0]
+    for _ in range(3):
+        masks = select(norms, counts, costs, 0.5, 2, 1)
+        counts = [int((mask == 0).sum()) for mask in masks]
+        rounds.append([mask.tolist() for mask in masks])
+    assert rounds[0] == [[0, 1, 1, 1], [0, 1, 1, 1]]  # 3 * 3 + 3 * 3 = 18
+    assert rounds[1] == rounds[2] == [[0, 1, 0, 1], [0, 1, 1, 1]]  # 3 * 2 + 2 * 3 = 12
+    norms[0][2], norms[0][3] = 5.0, 0.25  # one grows and comes back, another goes for it
+    assert [mask.tolist() for mask in select(norms, counts, costs, 0.5, 2, 1)] == [[0, 1, 1, 0], [0, 1, 1, 1]]
+    costs.round_to = 2  # widths of 3 cost as much as 4: the target takes more, and nothing goes in vain
+    masks = select([torch.arange(4.0), torch.arange(4.0) + 2.5], [9, 9], costs, 0.5, 4, 1)
+    assert [int(mask.sum()) for mask in masks] == [2, 4]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_are_reset_where_rows_are_to_be_forgotten_and_all_are_pulled():
+    network = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)
+    )
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), *network)
+    method = pruning.create_method("resrep", lasso_strength=0.5)
+    method.attach(network)
+    compactor = network[2].compactor
+    with torch.no_grad():
+        compactor.weight.copy_(torch.tensor([[3.0, 4, 0], [0, 2, 0], [0, 0, 0]]).view(3, 3, 1, 1))
+    compactor.mask[0] = 0
+    compactor.weight.grad = torch.ones(3, 3, 1, 1)
+    method.on_gradients(None)
+    expected = [[0.3, 0.4, 0], [1, 1.5, 1], [1, 1, 1]]  # an exactly zero row has no direction, and gives no NaN
+    assert torch.allclose(compactor.weight.grad.flatten(1), torch.tensor(expected))
+
+
+def test_optimisers_have_the_published_groups():
+    network = filled("resnet20")
+    method = pruning.create_method("resrep")
+    method.attach(network)
+    make = lambda groups: torch.optim.SGD(groups, 0.01, momentum=0.9, weight_decay=1e-4)  # noqa: E731
+    (optimizer,) = method.optimizers(network, make)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    seen = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            seen[names[parameter]] = (group["momentum"], group["weight_decay"], group.get("lr_scale", 1))
+    assert len(seen) == len(names)
+    assert seen["layer1.0.conv1.weight"] == seen["linear.weight"] == (0.9, 1e-4, 1)
+    assert seen["layer1.0.bn1.weight"] == (0.9, 0, 1)
+    assert seen["layer1.0.bn1.bias"] == seen["linear.bias"] == (0.9, 0, 2)
+    assert seen["layer1.0.bn1.compactor.weight"] == (0.99, 0, 1)
+
+
+def test_mistakes_are_told():
+    for option, value in (
+        ("flops_target", 0.0),
+        ("mask_interval", 0),
+        ("compactor_momentum", 1.0),
+        ("lasso_strength", -1),
+    ):
+        with pytest.raises(ValueError, match=f"--{option} {value}: "):
+            pruning.create_method("resrep", **{option: value})
+    with pytest.raises(ValueError, match="Sequential has no layer whose channels ResRep could prune"):
+        pruning.create_method("resrep").check(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)))
+
+
+DIGITS = [
+    "--arch",
+    "resnet20",
+    "--data_set",
+    "digits",
+    "--image_size",
+    "16",
+    "--train_batch_size",
+    "64",
+    "--lr",
+    "0.05",
+]
+SCHEDULE = ["--method", "resrep", "--flops_target", "0.6", "--lasso_strength", "0.05", "--before_mask_iters", "10"]
+SCHEDULE += ["--mask_interval", "1", "--begin_granularity", "10", "--mask_end", "0.4", "--lr_policy", "cos_step"]
+SCHEDULE += ["--compactor_momentum", "0.9"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    job_dir = tmp_path_factory.mktemp("resrep")
+    imagenet.main([*DIGITS, *SCHEDULE, "--num_epochs", "7", "--export_onnx", "--job_dir", str(job_dir)])
+    return job_dir
+
+
+def test_a_run_reaches_the_target_and_its_files_load_back(trained: Path, capsys):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    curve = [line for line in lines if line["split"] == "train"]
+    assert {"masked_channels", "macs_ratio", "norm_gap", "norm_remembered", "norm_forgotten"} <= curve[-1].keys()
+    assert curve[-1]["macs_ratio"] <= 0.6
+    summary = json.loads((trained / "summary.json").read_text())
+    assert 0.5 < summary["totals"]["macs_kept"] / summary["totals"]["macs"] <= 0.6
+    top1 = f"top-1 {summary['accuracy']['tuned']['top1']:.2f}"
+    assert summary["accuracy"]["tuned"]["top1"] > 50
+    for name in ("final.pt", "last.pt"):
+        imagenet.main([*DIGITS, "--evaluate", str(trained / "checkpoint" / name)])
+        assert top1 in capsys.readouterr().out
