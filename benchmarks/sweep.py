@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils import machine  # noqa: E402
 from utils.files import atomic, save_text  # noqa: E402
 from utils.report import markdown  # noqa: E402
 
@@ -43,8 +44,9 @@ def main() -> None:
     for method, curve in points.items():
         for k, top1 in curve.items():
             rows.append([method, f"{k:g}", *(f"{v:.2f}" for v in top1), f"{statistics.mean(top1):.2f}"])
-    command = f"python benchmarks/sweep.py {shlex.join(sys.argv[1:])}"
-    text = f"# Top-1 by method and share kept\n\n{markdown(rows)}\n![curves](sweep.png)\n\n`{command}`\n"
+    command, where = f"python benchmarks/sweep.py {shlex.join(sys.argv[1:])}", machine.describe()
+    how = f"`{command}`; {where['cpu']}, {where['cores']} cores; commit {where['commit']}"
+    text = f"# Top-1 by method and share kept\n\n{markdown(rows)}\n![curves](sweep.png)\n\n{how}\n"
     save_text(options.job_dir / "sweep.md", text)
     draw(points, "accuracy against sparsity", options.job_dir / "sweep.png")
 

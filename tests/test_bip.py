@@ -17,12 +17,15 @@ from torch import nn
 import imagenet
 import models
 import pruning
+from benchmarks import sweep
 from pruning.bip import add_implicit_term
 from pruning.layers import add_scores, masked_layers
 from pruning.method import relative_error
 from pruning.selection import UNITS, largest, select
 from utils import callbacks
+from utils.files import save_json
 from utils.loss import Loss
+from utils.options import parse
 from utils.run import Run
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "bip.json").read_text())["resnet20s"]
@@ -407,6 +410,30 @@ def test_fine_tuning_keeps_the_learned_masks(learned: Path, tmp_path):
         assert not all(torch.equal(tuned[key], before[key]) for key in weights)
 
 
+@pytest.mark.parametrize(("name", "layer_type"), [("imp", "filter"), ("bip", "channel"), ("hydra", "channel")])
+def test_dead_channels_are_sliced_out_of_a_network_that_stays_the_same(name: str, layer_type: str):
+    network = models.create_model("resnet20", 10)
+    method = pruning.create_method(name, layer_type=layer_type, k=0.5)
+    method.attach(network)
+    images = torch.randn(2, 3, 32, 32)
+    pruning.finish(method, network, images)
+    smaller, _ = pruning.proven_copy(network, pruning.shrink, images)
+    widths = models.widths(smaller)
+    inner = [width for layer, width in widths.items() if layer.endswith("conv1") and "layer" in layer]
+    assert inner == 3 * [8] + 3 * [16] + 3 * [32], "half of the channels within every block"
+
+
+def test_a_shrunk_network_is_written_and_evaluated(tmp_path, capsys):
+    pruned = ["--method", "imp", "--layer_type", "filter", "--k", "0.5", "--shrink", "--num_epochs", "1"]
+    imagenet.main([*DIGITS, *pruned, "--job_dir", str(tmp_path)])
+    final = torch.load(tmp_path / "checkpoint" / "final.pt")
+    assert final["state_dict"]["layer1.0.conv1.weight"].shape == (8, 16, 3, 3)
+    told = json.loads((tmp_path / "summary.json").read_text())["accuracy"]["tuned"]["top1"]
+    capsys.readouterr()
+    imagenet.main([*DIGITS, "--evaluate", str(tmp_path / "checkpoint" / "final.pt")])
+    assert f"top-1 {told:.2f}" in capsys.readouterr().out
+
+
 def test_published_scores_are_evaluated_with_their_method(tmp_path, capsys):
     tensors = {key: fill(key, tuple(shape)) for key, shape in GOLDEN["shapes_unstructured"].items()}
     torch.save({"arch": "resnet20s", "state_dict": tensors}, tmp_path / "file.pth.tar")
@@ -415,6 +442,29 @@ def test_published_scores_are_evaluated_with_their_method(tmp_path, capsys):
     assert "sparsity 90.00 %" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"of which method 1x16 blocks.* makes no use"):
         imagenet.main(arguments)
+
+
+def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypatch):
+    ran = []
+
+    def run(program: str, *arguments: object) -> None:
+        options = parse([str(argument) for argument in arguments])
+        ran.append((options.conv_type, options.k, options.rounds, options.seed, options.lr))
+        save_json(options.job_dir / "summary.json", {"accuracy": {"tuned": {"top1": 90 + options.k}}})
+
+    monkeypatch.setattr(sweep, "run", run)
+    own = ["--method", "bip", "imp --rounds 2 --lr 0.2", "--k", "0.5", "0.25", "--seed", "3", "4"]
+    monkeypatch.setattr("sys.argv", ["sweep.py", *own, "--job_dir", str(tmp_path), "--lr", "0.1"])
+    sweep.main()
+    points = [("bip", k, 1, seed, 0.1) for k in (0.5, 0.25) for seed in (3, 4)]
+    points += [("imp", k, 2, seed, 0.2) for k in (0.5, 0.25) for seed in (3, 4)]
+    assert ran == [("dense", 1.0, 1, 3, 0.1), ("dense", 1.0, 1, 4, 0.1), *points]
+    assert "| imp --rounds 2 --lr 0.2 | 0.25 | 90.25 | 90.25 | 90.25 |" in (tmp_path / "sweep.md").read_text()
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "bip_k0.25_seed4" / "summary.json").unlink()
+    ran.clear()
+    sweep.main()
+    assert ran == [("bip", 0.25, 1, 4, 0.1)], "the others are there"
 
 
 @pytest.mark.parametrize(
