@@ -146,6 +146,8 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
 
 def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     """Compile the network at every point, compare it with ONNX Runtime, and time all builds and both peers in turns."""
+    import tvm  # noqa: F401  # importing is not compiling
+
     import deploy
     from deploy import measure, startup
 
@@ -195,7 +197,10 @@ def work(file: Path) -> dict:
 
 
 def layers(file: Path, threads: int, runs: int) -> str:
-    """A table of every kernel call; for those of convolutions and classifiers, the rate of work on kept weights."""
+    """A table of every kernel call; for those of convolutions and classifiers, the rate of work on kept weights.
+
+    Of a depthwise convolution that is computed inside its successor's kernel, the time counts there and the work not.
+    """
     import deploy
     from deploy import measure
 

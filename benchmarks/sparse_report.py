@@ -98,8 +98,8 @@ def builds(entry: dict) -> dict[Point, dict]:
 
 
 def ratio_table(entries: list[dict]) -> list[list[str]]:
-    """A row a network and number of threads, a column a point: ratio / target."""
-    columns = sorted({DENSE, *POINTS}.union(*map(builds, entries)), key=lambda point: (point.rate, point.N))
+    """A row a network and number of threads, a column a point that has targets: ratio / target."""
+    columns = [DENSE, *POINTS]
     table = [["network", "threads", *(point.label for point in columns)]]
     for entry in entries:
         row = [title(entry), str(entry["threads"])]
@@ -225,7 +225,7 @@ def draw(entries: list[dict], path: Path) -> None:
         times = {point: build["ms"]["median"] for point, build in builds(entry).items()}
         for N in sorted({point.N for point in times} - {0}):
             line = sorted((point.rate, ms) for point, ms in times.items() if point.N in (0, N))
-            axes.plot(*zip(*line, strict=True), "o-", markersize=4, color=COLOURS[N], label=f"N={N}")
+            axes.plot(*zip(*line, strict=True), "o-", markersize=4, color=COLOURS.get(N), label=f"N={N}")
         dashed_peers(axes.axhline, entry)
         axes.set(title=f"{title(entry)}, {entry['threads']} thread(s)", xlabel="sparsity, %", ylabel="ms", visible=True)
         axes.set_ylim(bottom=0)
@@ -243,7 +243,7 @@ def draw_accuracy(entries: list[dict], accuracy: dict[Point, float], path: Path)
         times = {point: build["ms"]["median"] for point, build in builds(entry).items() if point in accuracy}
         for N in sorted({point.N for point in times} - {0}):
             line = [(times[point], accuracy[point]) for point in sorted(times) if point.N in (0, N)]
-            axes.plot(*zip(*line, strict=True), "o-", markersize=4, color=COLOURS[N], label=f"N={N}")
+            axes.plot(*zip(*line, strict=True), "o-", markersize=4, color=COLOURS.get(N), label=f"N={N}")
         dashed_peers(axes.axvline, entry)
         axes.set(title=f"{title(entry)}, {entry['threads']} thread(s)", xlabel="ms", ylabel="top-1, %")
         axes.spines[["top", "right"]].set_visible(False)

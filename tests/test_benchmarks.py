@@ -33,12 +33,11 @@ def entry(network: str, points: dict[Point, float], threads: int = 1, size: int 
 
 
 def test_ratios_are_against_the_faster_peer_and_stand_beside_their_targets():
-    one = entry("mobilenet_v1", {DENSE: 3.0, Point(16, 50): 2.0, Point(8, 50): 2.5})
+    one = entry("mobilenet_v1", {DENSE: 3.0, Point(16, 50): 2.0})
     head, row = sparse_report.ratio_table([one])
     cells = dict(zip(head, row, strict=True))
     assert cells["dense"] == "1.00 / 0.97"
     assert cells["N=16, 50 %"] == "1.50 / 1.7"
-    assert cells["N=8, 50 %"] == "1.20"  # no target
     assert cells["N=32, 90 %"] == ""  # not measured
     small = entry("mobilenet_v1", {Point(16, 50): 2.0}, size=96)
     assert "1.50" in sparse_report.ratio_table([small])[1]  # targets are for 224
