@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-Activation = tuple | None  # ("clip", low, high), ("hard_swish",), ("hard_sigmoid", alpha, beta)
+Activation = (
+    tuple | None
+)  # ("clip", low, high), ("hard_swish",), ("hard_sigmoid", alpha, beta), ("sigmoid",), ("swish",)
 
 
 @dataclass

@@ -18,8 +18,9 @@ TURN = 0.6  # cycles to turn a float from one layout to the other
 
 
 def four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(batch, channels, rows, columns), also of a tensor that has lost its height and width."""
-    return (*shape, *(1,) * (4 - len(shape)))
+    """(batch, channels, rows, columns), also of a tensor without height and width, or with axes behind them."""
+    shape = (*shape, *(1,) * (4 - len(shape)))
+    return (*shape[:3], int(np.prod(shape[3:])))
 
 
 def planes_of(graph: Graph, node: Conv | Window) -> Planes:

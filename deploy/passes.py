@@ -84,11 +84,13 @@ def find_hard_activations(graph: Graph) -> None:
             gate = _producers(graph).get(gate_name)
             if not isinstance(gate, Affine) or gate.scale is not None or gate.shift is not None:
                 continue
-            kind = gate.activation and gate.activation[0]
-            sixth = kind == "hard_sigmoid" and np.allclose(gate.activation[1:], (1 / 6, 0.5))
-            if gate.inputs == [x] and sixth and node.shift is None and node.activation is None:
+            kind, *numbers = gate.activation or (None,)
+            soft = kind == "sigmoid"
+            hard = kind == "hard_sigmoid" and np.allclose(numbers, (1 / 6, 0.5))
+            if gate.inputs == [x] and (soft or hard) and node.shift is None and node.activation is None:
                 index = graph.nodes.index(node)
-                graph.nodes[index] = Affine(node.name, [x], node.output, activation=("hard_swish",))
+                swish = ("swish",) if soft else ("hard_swish",)
+                graph.nodes[index] = Affine(node.name, [x], node.output, activation=swish)
                 break
     forget_unused(graph)
 

@@ -1,0 +1,107 @@
+"""deploy/reader.py and operators.py: what ONNX files may contain, and small versions of torchvision's families."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("tvm")
+from onnx import helper
+from test_deploy import agrees, onnx_file
+
+from deploy import passes, reader
+
+n = helper.make_node
+
+
+def constants(**values) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def test_smooth_activations(tmp_path):
+    nodes = [
+        n("Sigmoid", ["x"], ["a"]), n("Mul", ["x", "a"], ["silu"]), n("Mul", ["silu", "hundred"], ["b"]),
+        n("LeakyRelu", ["b"], ["c"], alpha=0.2), n("Sigmoid", ["b"], ["d"]), n("Sub", ["c", "hundred"], ["e"]),
+        n("Sigmoid", ["e"], ["f"]), n("Add", ["c", "d"], ["g"]), n("Add", ["g", "f"], ["y"]),
+    ]  # fmt: skip
+    path = onnx_file(tmp_path / "m.onnx", nodes, constants(hundred=np.float32(100)), (2, 3, 5, 7), rank=4)
+    agrees(path)
+    assert ("swish",) in [node.activation for node in passes.simplify(reader.read_onnx(path)).nodes]
+
+
+SHAPE = (2, 6, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values"),
+    [
+        ([n("Transpose", ["x"], ["y"], perm=[0, 2, 3, 1])], {}),
+        ([n("Transpose", ["x"], ["y"], perm=[0, 3, 1, 2])], {}),
+        ([n("Transpose", ["x"], ["y"], perm=[0, 1, 3, 2])], {}),
+        ([n("Transpose", ["x"], ["y"], perm=[0, 1, 2, 3])], {}),
+        (
+            [
+                n("Reshape", ["x", "apart"], ["a"]), n("Transpose", ["a"], ["b"], perm=[0, 2, 1, 3, 4]),
+                n("Reshape", ["b", "together"], ["y"]),
+            ],
+            {"apart": [2, 3, 2, 4, 5], "together": [2, 6, 4, 5]},
+        ),
+        ([n("Split", ["x", "parts"], ["a", "b"], axis=1), n("Concat", ["b", "a"], ["y"], axis=1)], {"parts": [2, 4]}),
+        ([n("Split", ["x"], ["a", "b"], axis=1, num_outputs=2), n("Mul", ["a", "b"], ["y"])], {}),
+    ],
+    ids=["to last", "to first", "columns", "nothing", "shuffle", "split", "halves"],
+)  # fmt: skip
+def test_axes_are_moved(tmp_path, nodes, values):
+    agrees(onnx_file(tmp_path / "m.onnx", nodes, constants(**values), SHAPE, rank=4))
+
+
+@pytest.mark.parametrize(
+    ("node", "values", "words"),
+    [
+        (n("Resize", ["x", "", "scales"], ["y"]), {"scales": np.float32([1, 1, 2, 2])}, "Resize"),
+        (n("Transpose", ["x"], ["y"], perm=[0, 3, 2, 1]), {}, r"permutes \(2, 6, 4, 5\) by \[0, 3, 2, 1\]"),
+        (n("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]), {}, "averages without the padding"),
+        (n("ReduceMean", ["x", "axes"], ["y"]), {"axes": [1]}, "no mean over height and width"),
+        (n("Add", ["x", "map"], ["y"]), {"map": np.ones((4, 5), np.float32)}, "only one number, or one a channel"),
+        (n("Softmax", ["x"], ["y"], name="last"), {}, r"node 'last' \(operator Softmax\)"),
+    ],
+    ids=lambda value: value.op_type if hasattr(value, "op_type") else "",
+)
+def test_what_is_not_supported_is_named(tmp_path, node, values, words):
+    path = onnx_file(tmp_path / "m.onnx", [node], constants(**values), SHAPE, rank=4)
+    with pytest.raises(ValueError, match=words) as caught:
+        reader.read_onnx(path)
+    assert "\n" not in str(caught.value)
+
+
+FAMILIES = {
+    "densenet": lambda models: models.densenet.DenseNet(4, (2, 2), 8, num_classes=10),
+    "efficientnet": lambda models: models.efficientnet.EfficientNet(
+        [models.efficientnet.MBConvConfig(1, 3, 1, 8, 8, 1), models.efficientnet.MBConvConfig(4, 5, 2, 8, 16, 2)],
+        0.2, last_channel=32,
+    ),
+    "googlenet": lambda models: models.GoogLeNet(10, init_weights=False).inception3a,
+    "regnet": lambda models: models.regnet.RegNet(
+        models.regnet.BlockParams([1, 2], [16, 32], [8, 8], [1.0, 1.0], [2, 2], se_ratio=0.25), stem_width=8
+    ),
+    "resnext": lambda models: models.resnet.ResNet(
+        models.resnet.Bottleneck, [1, 1, 1, 1], groups=4, width_per_group=4
+    ),
+    "shufflenet": lambda models: models.shufflenetv2.ShuffleNetV2([2, 1, 1], [8, 16, 32, 64, 64]),
+    "squeezenet": lambda models: models.squeezenet.SqueezeNet("1_1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_equal_onnx_runtime(tmp_path, family):
+    """A small member of each of torchvision's families that imagenet.py does not train."""
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    network = FAMILIES[family](models).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    path = tmp_path / "model.onnx"
+    image = torch.randn(1, 192 if family == "googlenet" else 3, 33, 40)
+    torch.onnx.export(network, (image,), str(path), dynamo=True, external_data=False, verbose=False)
+    agrees(path)
