@@ -368,15 +368,29 @@ def test_finish_folds_masks_and_leaves_plain_layers(name: str, layer_type: str):
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory) -> Path:
+def bip(tmp_path_factory) -> list[str]:
+    """The command of a run of BiP, all but its folder, and a dense network to start from."""
+    job_dir = tmp_path_factory.mktemp("dense")
+    imagenet.main([*DIGITS, "--method", "dense", "--num_epochs", "3", "--job_dir", str(job_dir)])
+    start = ["--pretrained_model", str(job_dir / "checkpoint" / "final.pt")]
+    return [*DIGITS, *start, "--method", "bip", "--k", "0.3", "--num_epochs", "2", "--job_dir"]
+
+
+@pytest.fixture(scope="module")
+def learned(bip: list[str], tmp_path_factory) -> Path:
     job_dir = tmp_path_factory.mktemp("bip")
-    imagenet.main([*DIGITS, "--method", "bip", "--k", "0.3", "--num_epochs", "2", "--job_dir", str(job_dir)])
+    imagenet.main([*bip, str(job_dir)])
     return job_dir
 
 
-def test_an_interrupted_run_ends_with_the_same_weights_and_scores(learned: Path, tmp_path, monkeypatch):
+def test_learned_masks_are_better_than_those_they_start_from(learned: Path):
+    accuracy = json.loads((learned / "summary.json").read_text())["accuracy"]
+    assert accuracy["tuned"]["top1"] > max(50, accuracy["pruned"]["top1"])
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_and_scores(learned: Path, bip: list[str], tmp_path, monkeypatch):
     """Stopped in the middle of an epoch; both optimisers' momentum and both schedules go on."""
-    arguments = [*DIGITS, "--method", "bip", "--k", "0.3", "--num_epochs", "2", "--job_dir", str(tmp_path), "--resume"]
+    arguments = [*bip, str(tmp_path), "--resume"]
     original = callbacks.Save.after_step
 
     def after_step(self, run):
