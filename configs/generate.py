@@ -128,6 +128,31 @@ BIP_IMAGENET = {
     "bip": {"score_init": "random", "mask_lr_policy": "cos"},
 }
 
+# ResRep's published runs: (what is said, what they start from, options). One cosine over all steps, no warm-up.
+RESREP_CIFAR = {"data_set": "cifar10", "train_batch_size": 64, "momentum": 0.9, "weight_decay": 1e-4}
+RESREP_PRUNE = {"conv_type": "resrep", "lr": 0.01, "lr_policy": "cos_step", "warmup_length": 0}
+RESREP = {
+    "resnet50": (
+        "top-1 76.15 to 76.15 at 45.5 % of the multiply-adds, from torchvision's first weights",
+        "resnet50.pth",
+        {"arch": "resnet50", "data_set": "imagefolder", "flops_target": 0.455, "num_epochs": 180}
+        | {"train_batch_size": 256, "momentum": 0.9, "weight_decay": 1e-4}
+        | RESREP_PRUNE,
+    ),
+    "resnet56_base": (
+        "top-1 93.71, what is then pruned",
+        None,
+        {"arch": "resnet56_b", "conv_type": "DenseConv", "num_epochs": 240, "lr": 0.1, "lr_policy": "step"}
+        | {"lr_decay_step": [120, 180], "warmup_length": 0}
+        | RESREP_CIFAR,
+    ),
+    "resnet56": (
+        "top-1 93.71 to 93.71 at 47.1 % of the multiply-adds",
+        "experiments/resnet56_base/checkpoint/final.pt",
+        {"arch": "resnet56_b", "flops_target": 0.471, "num_epochs": 480} | RESREP_CIFAR | RESREP_PRUNE,
+    ),
+}
+
 DATA_PATHS = {
     "imagefolder": "ImageNet",
     "cifar10": "CIFAR10",
@@ -204,11 +229,18 @@ def published_bip(data: str, phase: str) -> Recipe:
     return Recipe("bip", f"{data}_{phase}", comments, own, weights)
 
 
+def published_resrep(name: str) -> Recipe:
+    said, weights, options = RESREP[name]
+    comments = [f"published: {said}", "time: not measured here; benchmarks/cifar10_resrep.py is a short form"]
+    return Recipe("resrep", name, comments, options, weights)
+
+
 RECIPES = [published_1xn(arch, pattern) for arch, rows in PUBLISHED.items() for pattern in rows]
 RECIPES += [twin(arch, pattern) for arch in TWINS for pattern in TWIN_PATTERNS]
 RECIPES += [
     published_bip(data, phase) for data in BIP_DATA for phase in (BIP_IMAGENET if data == "imagenet" else BIP_PHASES)
 ]
+RECIPES += [published_resrep(name) for name in RESREP]
 
 
 def drift() -> dict[str, list[str]]:

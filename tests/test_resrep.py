@@ -1,22 +1,31 @@
 """ResRep: the selection rule against the published procedure, lossless conversion, any network, what a run leaves."""
 
+import copy
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from golden.fill import fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
+import data
 import imagenet
 import models
 import pruning
 from pruning.graph import Graph
 from pruning.method import relative_error
 from pruning.resrep import Compactor, Costs, ResRep, find_targets, select
+from pruning.slicing import scale_and_shift
 from utils.count import count
+from utils.export import export_onnx
+from utils.run import Run, fit
 
 CIFAR = ("resnet20", "resnet56", "resnet56_b", "vgg16_bn")
 
@@ -88,6 +97,101 @@ def test_rounded_widths_keep_dead_channels():
     pruning.finish(method, network, images())
     narrow = widths(network)
     assert {name: narrow[name] for name in living} == {name: -(-width // 4) * 4 for name, width in living.items()}
+
+
+# --- published files --------------------------------------------------------------------------------------------------
+
+
+def published(name: str) -> str:
+    """Our name of a tensor of ResNet-56 or ResNet-50, as ResRep's files have it."""
+    stem = "" if NETWORK == "resnet50" else "stage1."
+    name = re.sub(r"^conv1\.", f"{stem}conv1.conv.", name)
+    name = re.sub(r"^bn1\.", f"{stem}conv1.bn.", name)
+    name = re.sub(r"compactor\.weight", "compactor.pwc.weight", name)
+    name = re.sub(r"^layer(\d)\.(\d+)\.bn(\d)\.compactor", r"stage\1.block\2.conv\3.compactor", name)
+    name = re.sub(r"^layer(\d)\.(\d+)\.conv(\d)", r"stage\1.block\2.conv\3.conv", name)
+    name = re.sub(r"^layer(\d)\.(\d+)\.bn(\d)", r"stage\1.block\2.conv\3.bn", name)
+    name = re.sub(r"^layer(\d)\.0\.downsample\.0", r"stage\1.projection.conv", name)
+    return re.sub(r"^layer(\d)\.0\.downsample\.1", r"stage\1.projection.bn", name)
+
+
+NETWORK = "resnet56_b"
+
+
+@pytest.fixture(scope="module")
+def stages() -> tuple[nn.Module, dict, dict]:
+    """A network with compactors, its tensors, and those of the converted network, which has no batch norm at all."""
+    network = filled(NETWORK)
+    method = pruning.create_method("resrep")
+    method.attach(network)
+    scramble(method)
+    first = {published(name): tensor.clone() for name, tensor in network.state_dict().items()}
+    narrow = copy.deepcopy(network)
+    method = pruning.create_method("resrep")
+    method.attach(reference := filled(NETWORK))
+    reference.load_state_dict(network.state_dict())
+    pruning.finish(method, reference, images())
+    graph = Graph(reference)
+    for name in graph.layers:
+        if norm := graph.norm_after(name):
+            scale, shift = scale_and_shift(graph.modules[norm])
+            graph.layers[name].weight.data *= scale.view(-1, 1, 1, 1)
+            graph.layers[name].bias = nn.Parameter(shift)
+            reference.set_submodule(norm, nn.Identity())
+    second = {published(name): tensor for name, tensor in reference.state_dict().items()}
+    return narrow, first, second
+
+
+def write_hdf5(path: Path, tensors: dict, deps: list[int]) -> Path:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for name, tensor in tensors.items():
+            file.create_dataset(name, data=tensor.detach().numpy())
+        file.create_dataset("deps", data=np.array(deps))
+    return path
+
+
+@pytest.mark.parametrize("form", ["pth", "hdf5"])
+def test_published_files_with_compactors_load_and_shrink(stages, tmp_path, form: str):
+    source, tensors, _ = stages
+    assert "stage2.block3.conv1.compactor.pwc.weight" in tensors
+    path = tmp_path / f"finish.{form}"
+    if form == "pth":
+        torch.save({"model": tensors, "optimizer": {}, "iteration": 375_000}, path)
+    else:
+        write_hdf5(path, tensors, [16] * 57)
+    network = models.create_model(NETWORK, 10).eval()
+    info = models.load_checkpoint(network, path)
+    assert info["format"] == "resrep"
+    assert info.get("iteration") == (375_000 if form == "pth" else None)
+    with torch.no_grad():
+        expected = source(images())
+        assert relative_error(network(images()), expected) < 1e-4
+        pruning.shrink(network)
+        assert relative_error(network(images()), expected) < 1e-4
+    assert network.layer2[3].conv1.out_channels == int((source.layer2[3].bn1.compactor.rows().norm(dim=1) > 1e-5).sum())
+
+
+def test_published_converted_files_load(stages, tmp_path):
+    source, _, tensors = stages
+    assert {"stage2.block3.conv1.conv.weight", "stage2.block3.conv1.conv.bias"} <= tensors.keys()
+    assert not any(".bn." in name for name in tensors)
+    network = models.create_model(NETWORK, 10).eval()
+    info = models.load_checkpoint(network, write_hdf5(tmp_path / "finish_converted.hdf5", tensors, [7, 8]))
+    assert info["deps"] == [7, 8]
+    with torch.no_grad():
+        assert relative_error(network(images()), source(images())) < 1e-4
+    (tmp_path / "half.hdf5").write_bytes((tmp_path / "finish_converted.hdf5").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"half\.hdf5: truncated, or no flat file of tensors"):
+        models.load_checkpoint(network, tmp_path / "half.hdf5")
+
+
+def test_compactors_that_fit_nothing_are_unexpected(tmp_path):
+    network = models.create_model("resnet20", 10)
+    wrong = {"layer1.0.bn1.compactor.weight": torch.zeros(5, 5, 1, 1), "relu.compactor.weight": torch.zeros(4, 4, 1, 1)}
+    torch.save(network.state_dict() | wrong, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match=r"unexpected layer1\.0\.bn1\.compactor\.weight; unexpected relu\.compactor"):
+        models.load_checkpoint(network, tmp_path / "wrong.pt")
 
 
 # --- targets and costs ------------------------------------------------------------------------------------------------
@@ -310,3 +414,32 @@ def test_a_run_reaches_the_target_and_its_files_load_back(trained: Path, capsys)
     for name in ("final.pt", "last.pt"):
         imagenet.main([*DIGITS, "--evaluate", str(trained / "checkpoint" / name)])
         assert top1 in capsys.readouterr().out
+
+
+def test_a_network_of_others_is_pruned_and_exported(tmp_path):
+    """torchvision's MobileNetV3, squeeze-excite and all: attach, a few steps, finish, export."""
+    network = torchvision.models.mobilenet_v3_small(num_classes=10)
+    asked = {"data_path": None, "image_size": 32, "train_batch_size": 16, "eval_batch_size": 16, "seed": 0}
+    pictures, _ = data.create_loaders("digits", **asked, device=torch.device("cpu"), workers=0, skip_bad=False)
+    pictures.limit = 4
+    options = {"flops_target": 0.6, "before_mask_iters": 0, "mask_interval": 1, "begin_granularity": 400}
+    method = pruning.create_method("resrep", lasso_strength=1.0, **options)  # forgets in a step
+    method.check(network)
+    method.attach(network)
+    run = Run(
+        network,
+        method,
+        pictures,
+        loss=lambda logits, labels, images: F.cross_entropy(logits, labels),
+        epochs=2,
+        rate=lambda *place: 0.05,
+        make_optimizer=lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    )
+    fit(run, [])
+    total = method.costs.total
+    run.keep_average()
+    kept = pruning.finish(method, network, images(32))
+    macs = sum(cost.macs for cost in count(network, images(32)[:1]).values())
+    assert 0.5 < macs / total <= 0.6
+    assert not [layer["note"] for layer in kept.values() if layer["note"]]
+    assert export_onnx(network, images(32), tmp_path / "narrow.onnx") < 1e-4

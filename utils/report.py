@@ -129,8 +129,9 @@ def draw(summary: dict, latency: dict | None, path: Path) -> None:
     from matplotlib.figure import Figure
 
     blue, orange, grey = "#3b6ea5", "#e08a3c", "#b8bec6"
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.15))
+    narrow = any("left" in layer for layer in summary["layers"])
+    figure = Figure(figsize=(11, 9 if narrow else 6.2), layout="constrained")
+    grid = figure.add_gridspec(2 + narrow, 2, height_ratios=(1, *[1.15] * (1 + narrow)))
     figure.suptitle(f"{summary['arch']} on {summary['data_set']}: {summary['method']}")
 
     accuracy = figure.add_subplot(grid[0, 0])
@@ -157,13 +158,20 @@ def draw(summary: dict, latency: dict | None, path: Path) -> None:
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
 
-    layers = figure.add_subplot(grid[1, :])
-    places = range(len(summary["layers"]))
-    layers.bar(places, [layer["macs"] / 1e6 for layer in summary["layers"]], color=grey, label="dense")
-    layers.bar(places, [layer["macs_kept"] / 1e6 for layer in summary["layers"]], color=blue, label="kept")
-    layers.set(title="multiply-adds by layer", xlabel="layer, in order of computation", ylabel="million")
-    layers.margins(x=0.01)
-    layers.spines[["top", "right"]].set_visible(False)
-    layers.legend(frameon=False)
+    macs = [(layer["macs"] / 1e6, layer["macs_kept"] / 1e6) for layer in summary["layers"]]
+    beside(figure.add_subplot(grid[1, :]), macs, "multiply-adds by layer", "million")
+    if narrow:
+        widths = [(layer["shape"][0], layer.get("left", layer["shape"])[0]) for layer in summary["layers"]]
+        beside(figure.add_subplot(grid[2, :]), widths, "width by layer", "output channels")
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=120)
+
+
+def beside(axes, pairs: list[tuple[float, float]], title: str, unit: str) -> None:
+    """Bars of (dense, kept), one in front of the other, for every layer."""
+    for values, colour, label in zip(zip(*pairs, strict=True), ("#b8bec6", "#3b6ea5"), ("dense", "kept"), strict=True):
+        axes.bar(range(len(values)), values, color=colour, label=label)
+    axes.set(title=title, xlabel="layer, in order of computation", ylabel=unit)
+    axes.margins(x=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
