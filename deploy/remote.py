@@ -3,7 +3,8 @@
 There: python -m tvm.exec.rpc_server --port 9090                    here: --rpc HOST:9090
 or:    python -m tvm.exec.rpc_server --tracker HOST:9190 --key K    here: --rpc HOST:9190 --key K
 
-A server does whatever it is sent: keep it inside a network that you trust.
+The tracker is python -m tvm.exec.rpc_tracker, which needs tornado. A server does whatever it is sent: keep it inside a
+network that you trust.
 """
 
 import socket

@@ -141,4 +141,6 @@ def choose(site: Site, m: Machine, block: int, density: float, lanes: bool = Fal
     if density >= 1.0:
         return dense
     sparse = best(True, [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)])
-    return sparse if sparse and sparse.cycles < SPARSE_MARGIN * dense.cycles else dense
+    if sparse is None or dense is None:
+        return sparse or dense
+    return sparse if sparse.cycles < SPARSE_MARGIN * dense.cycles else dense

@@ -146,7 +146,7 @@ def small_network(path: Path) -> Path:
         "deep": rng.standard_normal((8, 1, 3, 3)).astype(np.float32),
         "wide": block_weight(rng, 16, 8, (1, 1), 8, 0.5, False),
         "narrow": block_weight(rng, 8, 16, (3, 3), 4, 0.5, True),
-        "squeeze": rng.standard_normal((8, 8, 1, 1)).astype(np.float32),
+        "squeeze": block_weight(rng, 8, 8, (1, 1), 8, 0.5, False),
         "classes": rng.standard_normal((5, 8)).astype(np.float32),
     }
     n = helper.make_node
