@@ -83,6 +83,8 @@ def draw(points: Points, title: str, path: Path) -> None:
     for number, (method, curve) in enumerate(points.items()):
         colour = f"C{number}"
         curve = {k: curve[k] for k in sorted(curve, reverse=True) if curve[k]}
+        if not curve:
+            continue
         if list(curve) == [1.0]:
             axes.axhline(statistics.mean(curve[1.0]), color="#777777", linestyle="--", label=method)
             continue
