@@ -367,6 +367,16 @@ def test_finish_folds_masks_and_leaves_plain_layers(name: str, layer_type: str):
         assert kept[key]["sparsity"] == pytest.approx(1 - float(mask.mean()))
 
 
+def test_learned_blocks_are_rows_that_the_compiler_finds():
+    network = models.create_model("resnet20", 10)
+    method = pruning.create_method("bip", layer_type="block", N=8, k=0.25)
+    method.attach(network)
+    kept = method.finish(network)
+    assert {layer["N"] for layer in kept.values()} == {8}
+    found = pruning.find_blocks(network, 8)
+    assert found == dict.fromkeys(kept, (8, "1x8, intact"))
+
+
 @pytest.fixture(scope="module")
 def bip(tmp_path_factory) -> list[str]:
     """The command of a run of BiP, all but its folder, and a dense network to start from."""
