@@ -236,9 +236,8 @@ class ResRep(Method):
             layers = [merge(network, *host) for host in target.hosts]
             alive = sum((layer.weight != 0).flatten(1).any(1) | (layer.bias != 0) for layer in layers) > 0
             width = rounded_up(max(int(alive.sum()), 1), self.round_to, len(norms))
-            keep[target.name] = (
-                (norms + alive * norms.max()).argsort(descending=True, stable=True)[:width].sort().values
-            )
+            first = (norms + alive * norms.max()).argsort(descending=True, stable=True)
+            keep[target.name] = first[:width].sort().values
         stayed, kept = slice_channels(network, keep), {}
         for target in self.targets:
             left, dense = len(network.get_submodule(target.name).weight), target.space.channels
@@ -264,7 +263,8 @@ def find_targets(graph: Graph, tied_groups: bool) -> list[Target]:
         if space.scaled:  # a dead channel must be zero where it is multiplied: a constant would vary with the gate
             depthwise = [name for name in space.carriers if isinstance(graph.modules[name], nn.Conv2d)]
             hosts += [(name, graph.norm_after(name)) for name in depthwise]
-        targets.append(Target(hosts[0][0], space, hosts))
+        if all(type(graph.modules[norm or name]) in _COMPACTED for name, norm in hosts):
+            targets.append(Target(hosts[0][0], space, hosts))
     return targets
 
 

@@ -398,7 +398,7 @@ SCHEDULE += ["--compactor_momentum", "0.9"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     job_dir = tmp_path_factory.mktemp("resrep")
-    imagenet.main([*DIGITS, *SCHEDULE, "--num_epochs", "7", "--export_onnx", "--job_dir", str(job_dir)])
+    imagenet.main([*DIGITS, *SCHEDULE, "--num_epochs", "7", "--job_dir", str(job_dir)])
     return job_dir
 
 
