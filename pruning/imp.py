@@ -47,7 +47,7 @@ class IMP(Selective):
         if self.rounds > 1 and self.rewind:
             self.start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         if self.layer_type == "filter" and not self.published:
-            self.norms = norms_of_filters(network)
+            self.norms = norms_of_filters(network, layers)
         scores = self.start_scores(layers) or {name: layer.weight for name, layer in layers.items()}
         for name, mask in self.masks(scores, self.k ** (1 / self.rounds)).items():
             add_mask(layers[name], mask)
@@ -87,12 +87,11 @@ class IMP(Selective):
                 norm.bias.mul_(alive)
 
 
-def norms_of_filters(network: nn.Module) -> dict[str, list[str]]:
-    """Layer -> the batch-norms that see the outputs of its filters and of no others."""
+def norms_of_filters(network: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Of `layers`, those whose outputs batch-norms see that see no others -> their names."""
     graph = Graph(network)
-    lone = {name: space for name, space in graph.output.items() if space.producers == [name]}
+    lone = {name: graph.output[name] for name in layers if graph.output[name].producers == [name]}
     return {
         name: [norm for norm in space.carriers if isinstance(graph.modules[norm], nn.BatchNorm2d)]
         for name, space in lone.items()
-        if name in graph.output and not isinstance(graph.layers[name], nn.Linear)
     }

@@ -183,13 +183,11 @@ class Selective(Method):
         return select({name: s.detach() for name, s in scores.items()}, self.layer_type, k, self.N, everywhere)
 
     def finish(self, network: nn.Module) -> dict[str, dict]:
+        facts = {"pattern": self.unit.label.format(N=self.N), "rate": 1 - self.k}
+        facts |= {"N": self.N} if self.layer_type == "block" and self.N > 1 else {}
         kept = {}
         for name, layer in masked_layers(network).items():
-            sparsity = 1 - float(layer.mask.double().mean())
-            report = kept[name] = {"pattern": self.unit.label.format(N=self.N), "rate": 1 - self.k}
-            report["sparsity"] = sparsity
-            if self.layer_type == "block" and self.N > 1:
-                report["N"] = self.N
+            kept[name] = facts | {"sparsity": 1 - float(layer.mask.double().mean())}
             remove_mask(layer)
         for parameter in network.parameters():
             parameter.requires_grad_(True)

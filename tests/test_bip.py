@@ -349,6 +349,17 @@ def test_dead_filters_are_silent():
 # --- the road of imagenet.py ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("arch", ["resnet18_cifar", "mobilenet_v2", "vgg16_bn", "wrn_28_1"])
+def test_filters_of_any_network_can_go(arch: str):
+    network = models.create_model(arch, 10)
+    method = pruning.create_method("imp", layer_type="filter", k=0.5)
+    method.attach(network)
+    images = torch.randn(2, 3, 32, 32)
+    pruning.finish(method, network, images)
+    smaller, _ = pruning.proven_copy(network, pruning.shrink, images)
+    assert sum(p.numel() for p in smaller.parameters()) < 0.8 * sum(p.numel() for p in network.parameters())
+
+
 @pytest.mark.parametrize("name", [*SCORED, "imp"])
 @pytest.mark.parametrize("layer_type", UNITS)
 def test_finish_folds_masks_and_leaves_plain_layers(name: str, layer_type: str):
