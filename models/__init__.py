@@ -11,7 +11,7 @@ from models.mobilenet_v2 import MobileNetV2
 from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
 from models.narrow import widths
 from models.resnet import BasicBlock, Bottleneck, ResNet, projection
-from models.resnet_cifar import CifarResNet
+from models.resnet_cifar import CifarResNet, ProjectionResNet
 from models.vgg import VGG16
 from models.wide_resnet import WideResNet
 
@@ -37,6 +37,7 @@ NETWORKS = {
     "resnet110": partial(CifarResNet, repeats=18),
     "resnet56_b": partial(CifarResNet, repeats=9, shortcut=projection),
     "resnet110_b": partial(CifarResNet, repeats=18, shortcut=projection),
+    "resnet56_projection": partial(ProjectionResNet, repeats=9),
     "vgg16_bn": VGG16,
     "wrn_28_1": partial(WideResNet, depth=28, width=1),
     "wrn_28_4": partial(WideResNet, depth=28, width=4),

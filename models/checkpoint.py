@@ -7,11 +7,12 @@ Every rule is declared here. What no rule covers is an error that lists the tens
 - a linear layer's 2-D weight fits a 1x1 convolution, and the reverse;
 - a convolution before a batch norm may lack its bias, which is zero then; `num_batches_tracked` may be missing;
 - `sub_block1` of BiP's wide ResNets, which nothing computes with, is left out;
-- `<layer>.mask` is multiplied into the layer's weight;
+- `<layer>.mask` is multiplied into the layer's weight, and so are the stripes' scales, `<layer>.FilterSkeleton`;
 - `<layer>.popup_scores` (BiP, Hydra) decide a mask: where the file has that, too, they are left out, and else handed
   on as an extra to the method that can make a network of them;
 - a file that says `widths` (layer -> output channels; ResRep: `deps`) is of a narrower network: layers take the shapes
-  of its tensors, and batch norms that it lacks are gone, their convolution having a bias instead.
+  of its tensors, batch norms that it lacks are gone, their convolution having a bias instead, and `<layer>.value`
+  stands for layers that are gone with their branch; so it is for stripe-wise pruning's published `pruned.pth.tar`.
 """
 
 import copy
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import skeletons
 from models.names import translated
 from models.narrow import merge_compactors, misfits_of_widths, narrow, norms_after_convolutions
 
@@ -54,8 +56,9 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
     source, tensors = translated(tensors, getattr(network, "arch", None))
     extras = {name: tensors.pop(name) for name in list(tensors) if name.endswith(EXTRAS)}
+    tensors, broken, without_relu = skeletons.fold(tensors, network)
     tensors, merged = merge_compactors(tensors, network)
-    changed = merged or "widths" in facts or "deps" in facts
+    changed = broken or merged or "widths" in facts or "deps" in facts
     target = narrow(copy.deepcopy(network), tensors) if changed else network
     fitted, masks, misfits = fit(tensors, target)
     if changed and not misfits:
@@ -73,6 +76,8 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
     if changed:
         narrow(network, tensors)
     network.load_state_dict(fitted)
+    for block in without_relu:
+        network.get_submodule(block).relu = nn.Identity()
     extras = {name: tensor for name, tensor in extras.items() if name.rpartition(".")[0] not in masks}
     info = {**facts, "format": source or form, "masks": masks, "extras": extras}
     if source == "torchvision" and "v3" in network.arch:

@@ -4,6 +4,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from models.layers import Constant
+
 
 def norms_after_convolutions(network: nn.Module) -> dict[str, str]:
     """Batch norm -> the convolution whose output it alone reads, by name; nothing if it cannot be traced."""
@@ -57,13 +59,16 @@ def merge_compactors(tensors: dict[str, Tensor], network: nn.Module) -> tuple[di
 def narrow(network: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """Give the layers of `network`, in place, the channels of the file's tensors. Their values are still to be loaded.
 
-    A batch norm that the file lacks while its convolution has a bias there was merged into it: `nn.Identity` is left.
+    A batch norm that the file lacks while its convolution has a bias there was merged into it: `nn.Identity` is left. A
+    layer that has a `value` there was removed with its branch: `Constant` is left.
     """
     convolutions = norms_after_convolutions(network)
     for name, module in list(network.named_modules()):
         if not isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             continue
-        if f"{name}.weight" in tensors:
+        if f"{name}.value" in tensors:
+            network.set_submodule(name, Constant(tensors[f"{name}.value"].to(module.weight.device)))
+        elif f"{name}.weight" in tensors:
             _shape(module, {key: tensors.get(f"{name}.{key}") for key in ("weight", *module.state_dict(), "bias")})
         elif f"{convolutions.get(name)}.bias" in tensors:
             network.set_submodule(name, nn.Identity())
@@ -96,7 +101,7 @@ def widths(network: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def misfits_of_widths(network: nn.Module, told: dict[str, int] | None) -> list[str]:
-    """What is wrong with a narrow network: a line each; nothing if it is as wide as told and pictures pass."""
+    """What is wrong with a narrow network: a line each; nothing if pictures pass and it is as wide as `told`, if so."""
     wrong = [
         f"{name} is {(told or {}).get(name)} wide by the file's list, {width} by its tensors"
         for name, width in widths(network).items()

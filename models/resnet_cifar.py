@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.layers import conv
-from models.resnet import BasicBlock
+from models.resnet import BasicBlock, projection
 
 
 class CifarResNet(nn.Module):
@@ -41,6 +41,16 @@ class CifarResNet(nn.Module):
         x = self.layer3(x)  # B, 64, 8, 8
         x = self.avgpool(x).flatten(1)  # B, 64
         return self.get_submodule(self.head)(x)  # B, classes
+
+
+class ProjectionResNet(CifarResNet):
+    """With shortcut B, and scales that start at 0.5: what stripe-wise pruning (Meng et al. 2020) starts from."""
+
+    def __init__(self, num_classes: int, repeats: int):
+        super().__init__(num_classes, repeats, "fc", projection)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.constant_(layer.weight, 0.5)
 
 
 def stage(inputs: int, width: int, repeats: int, stride: int, shortcut) -> nn.Sequential:

@@ -43,6 +43,7 @@ PARAMETERS = {  # with 1000 classes; with 10 for the networks of CIFAR
     "resnet110": 1_727_962,
     "resnet56_b": 855_770,
     "resnet110_b": 1_730_714,
+    "resnet56_projection": 855_770,
     "vgg16_bn": 14_762_058 - 38_016,  # without its filter skeletons
     "wrn_28_1": 369_498,
     "wrn_28_4": 5_849_050,
@@ -53,7 +54,9 @@ CIFAR_DEPTHS = {f"resnet{depth}" for depth in (20, 32, 44, 56, 110)}
 CIFAR = tuple(
     name
     for name in PARAMETERS
-    if name.endswith(("_cifar", "_b")) or name.startswith(("wrn_", "vgg")) or name.removesuffix("s") in CIFAR_DEPTHS
+    if name.endswith(("_cifar", "_b", "_projection"))
+    or name.startswith(("wrn_", "vgg"))
+    or name.removesuffix("s") in CIFAR_DEPTHS
 )
 
 
