@@ -49,6 +49,11 @@ def find_blocks(weight: np.ndarray) -> Pattern:
     raise AssertionError("N = 1 always fits")
 
 
+def with_covers(whole: Pattern, weight: np.ndarray) -> list[Pattern]:
+    """What may be computed with: `whole`, or larger blocks that hold zeros, too, where its own are small."""
+    return [whole, *(Pattern(block, keep_blocks(weight, block)) for block in SIZES if whole.block < 4 <= block)]
+
+
 @dataclass(frozen=True)
 class Packed:
     """What a kernel reads: weight (steps of columns, group), offset a column, pointer a group in steps, bias padded."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .blocks import Pattern, find_blocks, matrix
+from .blocks import Pattern, find_blocks, matrix, with_covers
 from .graph import Affine, Conv, Graph, Mean, Node, Window
 from .planes import Planes
 from .schedule import Choice, Site, choose, tap_cycles
@@ -54,22 +54,28 @@ class Costs:
     def __init__(self, graph: Graph, machine: Machine, dense: bool, least_sparsity: float):
         self.graph, self.machine = graph, machine
         self.choices: dict[str, tuple[Choice, Choice | None]] = {}
-        self.patterns: dict[str, Pattern] = {}
+        self.patterns: dict[str, tuple[Pattern, Pattern]] = {}
         self.dense, self.least_sparsity = dense, least_sparsity
         self.nodes = {node.output: (self._planes(node), self._lanes(node)) for node in graph.nodes}
 
     def conv(self, node: Conv) -> tuple[Choice, Choice | None]:
         if node.output not in self.choices:
-            shape, pattern = planes_of(self.graph, node), find_blocks(node.weight)
+            shape, whole = planes_of(self.graph, node), find_blocks(node.weight)
             # A rate of 0.5 prunes int(0.5 * blocks), so a layer asked to be half empty may be a little less.
-            as_dense = self.dense or 1 - pattern.density < self.least_sparsity - 0.01
+            as_dense = self.dense or 1 - whole.density < self.least_sparsity - 0.01
             site = Site(
                 len(node.weight), matrix(node.weight).shape[1], shape.out_rows, shape.out_columns,
                 shape.width if shape.needed else shape.columns, not shape.needed,
             )  # fmt: skip
-            density = 1.0 if as_dense else pattern.density
-            both = [choose(site, self.machine, pattern.block, density, lanes) for lanes in (False, True)]
-            self.choices[node.output], self.patterns[node.output] = tuple(both), pattern
+            patterns = [whole] if as_dense else with_covers(whole, node.weight)
+            both = [
+                min(
+                    ((choose(site, self.machine, p.block, 1.0 if as_dense else p.density, lanes), p) for p in patterns),
+                    key=lambda found: found[0].cycles if found[0] else np.inf,
+                )
+                for lanes in (False, True)
+            ]
+            self.choices[node.output], self.patterns[node.output] = zip(*both, strict=True)
         return self.choices[node.output]
 
     def _planes(self, node: Node) -> float:
@@ -155,5 +161,7 @@ def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float) 
             window = node.first if isinstance(node, Conv) and node.first is not None else node
             name = node.inputs[0]
             borders[name] = max(borders.get(name, 0), reach(planes_of(graph, window)))
-    choices = {name: both[name in best] for name, both in costs.choices.items()}
-    return Layout(best, borders, choices, costs.patterns)
+    choices, patterns = (
+        {name: both[name in best] for name, both in table.items()} for table in (costs.choices, costs.patterns)
+    )
+    return Layout(best, borders, choices, patterns)

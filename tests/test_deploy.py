@@ -307,6 +307,27 @@ def test_blocks_are_found_in_the_weights():
     assert blocks.find_blocks(short).block == 4
 
 
+def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
+    alive = np.zeros((64, 9), bool)
+    alive[:, :3] = True  # three positions that all filters keep,
+    alive[np.arange(64), np.random.default_rng(0).integers(3, 9, 64)] = True  # and one that each has for itself
+    weight = np.broadcast_to(alive.reshape(64, 1, 3, 3), (64, 64, 3, 3)).astype(np.float32)
+    whole = blocks.find_blocks(weight)
+    assert whole.block < 4
+    found = blocks.with_covers(whole, weight)
+    assert [pattern.block for pattern in found[1:]] == [32, 16, 8, 4]
+    for pattern in found:
+        dropped = np.repeat(~pattern.keep, pattern.block, axis=0)[:64]
+        assert not weight.reshape(64, -1)[dropped].any()
+    node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(64, np.float32), pad=(1, 1))
+    network = graph.Graph([node], {"x": (1, 64, 16, 16), "y": (1, 64, 16, 16)}, "x", "y")
+    arranged = layout.arrange(network, targets.find_machine(), dense=False, least_sparsity=0.0)
+    assert arranged.choices["y"].sparse
+    assert arranged.patterns["y"].block >= 4
+    x = np.random.default_rng(1).standard_normal((1, 64, 16, 16)).astype(np.float32)
+    close(run_nodes([node], {"y": (1, 64, 16, 16)}, x), run_nodes([node], {"y": (1, 64, 16, 16)}, x, dense=True))
+
+
 def test_packing_keeps_every_weight_once():
     rng = np.random.default_rng(0)
     weight = block_weight(rng, 10, 13, (3, 3), 4, 0.4, True)
