@@ -11,6 +11,7 @@ from pruning.method import Method, finish, proven_copy
 from pruning.oneshot import ROWS, OneShot
 from pruning.resrep import ResRep
 from pruning.slicing import shrink
+from pruning.stripe import Stripe
 from pruning.surgery import find_blocks, gather_blocks
 
 __all__ = [
@@ -33,6 +34,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hydra": Hydra,
     "imp": IMP,
     "resrep": ResRep,
+    "stripe": Stripe,
 }
 # What methods that learn masks are before and after their own phase: dense training, then training under fixed masks.
 PHASES: dict[str, Callable[..., Method]] = {"pretrain": Method, "finetune": partial(IMP, rounds=1)}

@@ -105,6 +105,14 @@ class Graph:
         norms = [user.target for user in users if isinstance(self.modules.get(user.target), nn.BatchNorm2d)]
         return norms[0] if len(norms) == len(users) == 1 else None
 
+    def bypassed(self, name: str) -> bool:
+        """Does a path from the image to the logits lead around the layer?"""
+        reached = set()
+        for node in self.nodes:
+            if node.op == "placeholder" or (node.target != name and not reached.isdisjoint(node.all_input_nodes)):
+                reached.add(node)
+        return any(node.op == "output" for node in reached)
+
     def _visit(self, node: torch.fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._spaces]
         target = self.modules[node.target] if node.op == "call_module" else node.target

@@ -1,4 +1,5 @@
-"""In which order filters form blocks: sorted by L1 norm, as published, or clustered so that more weight is kept."""
+"""In which order filters form blocks: sorted by L1 norm, as published, clustered so that more weight is kept, or with
+like beside like so that neighbours have the same zeros."""
 
 import numpy as np
 import torch
@@ -48,3 +49,28 @@ def kept_share(weight: Tensor, mask: Tensor) -> float:
     """Share of a layer's L1 norm that its mask keeps."""
     size = weight.detach().abs()
     return float((size * mask.view_as(size)).sum() / size.sum())
+
+
+def order_by_shape(weight: Tensor) -> Tensor:
+    """An order of filters (O, I, kh, kw) in which neighbours keep the same stripes, as far as possible.
+
+    Filters are paired so that the stripes that either keeps are few, the largest first; pairs are paired the same way,
+    and so on: any 2, 4, 8, ... rows that a block may span share what they do not keep.
+    """
+    shapes = (weight.detach() != 0).any(1).flatten(1).cpu().numpy()  # (O, positions)
+    groups, rest = [[o] for o in range(len(shapes))], []
+    while len(groups) > 1:
+        pairs, unions, free = [], [], np.ones(len(groups), bool)
+        for first in np.argsort(-shapes.sum(1), kind="stable"):
+            if not free[first]:
+                continue
+            free[first] = False
+            if not free.any():  # shorter than its neighbours: it goes behind them, to misalign none
+                rest = groups[first] + rest
+                continue
+            partner = np.where(free, (shapes[first] | shapes).sum(1), np.inf).argmin()
+            free[partner] = False
+            pairs.append(groups[first] + groups[partner])
+            unions.append(shapes[first] | shapes[partner])
+        groups, shapes = pairs, np.array(unions)
+    return torch.tensor([*groups[0], *rest])

@@ -9,7 +9,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, SUM, Graph, Space
+from models.layers import Constant
+from pruning.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, SUM, SUM_CALLS, Graph, Space
 
 
 @torch.no_grad()
@@ -68,6 +69,38 @@ def living_channels(network: nn.Module) -> dict[str, Tensor]:
     return living
 
 
+@torch.no_grad()
+def remove_branches(network: nn.Module) -> list[str]:
+    """Put constants in place of the branches of residual sums that give the same for every picture and pixel.
+
+    Returns:
+        the names of the layers that are gone: `Constant` stands in their place.
+    """
+    graph = Graph(network)
+    values = _interpret(graph).env
+    ends = {
+        node
+        for node in graph.nodes
+        if node.op == "call_module"
+        and isinstance(graph.modules[node.target], nn.Conv2d | nn.BatchNorm2d)
+        and not values[node].isnan().any()
+        and {user.target for user in node.users} <= SUM_CALLS
+    }
+    used = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or any(user in used - ends for user in node.users):
+            used.add(node)
+    gone = {}
+    for node in graph.nodes:
+        if node in ends:
+            gone[node.target] = values[node]
+        elif node.op == "call_module" and node not in used and [*graph.modules[node.target].parameters()]:
+            gone[node.target] = values[node].new_zeros(1, 1, 1, 1)  # read by nobody but what is gone, too
+    for name, value in gone.items():
+        network.set_submodule(name, Constant(value.to(next(network.parameters()).dtype)))
+    return list(gone)
+
+
 def needed_channels(graph: Graph, space: Space, constants: dict[str, Tensor]) -> Tensor:
     """Bool (channels,): which channels of `space` some layer reads that could not do with a constant."""
     needed = torch.zeros(space.channels, dtype=torch.bool)
@@ -80,11 +113,15 @@ def needed_channels(graph: Graph, space: Space, constants: dict[str, Tensor]) ->
 
 def constant_inputs(graph: Graph) -> dict[str, Tensor]:
     """Layer name -> float64 (input channels,): the value that a channel always has there, NaN if it varies."""
+    return _interpret(graph).inputs
+
+
+def _interpret(graph: Graph) -> "_Constants":
     graph.network.eval()
     interpreter = _Constants(torch.fx.GraphModule(graph.network, graph.traced))
     device = next(graph.network.parameters()).device
     interpreter.run(torch.full((1, 3, 1, 1), torch.nan, dtype=torch.float64, device=device))
-    return interpreter.inputs
+    return interpreter
 
 
 class _Constants(torch.fx.Interpreter):
@@ -95,7 +132,7 @@ class _Constants(torch.fx.Interpreter):
     """
 
     def __init__(self, module: torch.fx.GraphModule):
-        super().__init__(module)
+        super().__init__(module, garbage_collect_values=False)
         self.inputs: dict[str, Tensor] = {}
 
     def run_node(self, node: torch.fx.Node):

@@ -14,6 +14,7 @@ import models
 from configs import generate
 from raw_data_fig4 import plot
 from utils.options import parse
+from utils.run import learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*/*.yml"))
@@ -98,6 +99,17 @@ def test_bip_phases_start_from_each_other():
     options = parse(["--config", str(ROOT / "configs/bip/imagenet_bip.yml"), "--k", "0.05"])
     assert (options.arch, options.lr, options.mask_lr, options.score_init) == ("resnet18", 0.01, 0.1, "random")
     assert options.k == 0.05, "the command line wins"
+
+
+def test_stripes_have_the_published_recipe():
+    files = {path.stem: parse(["--config", str(path)]) for path in (ROOT / "configs" / "swp").glob("*.yml")}
+    on_cifar = {f"{arch}_{data}" for arch in ("vgg16_bn", "resnet56_projection") for data in ("cifar10", "cifar100")}
+    assert files.keys() == on_cifar | {"resnet18_imagenet", "resnet18_imagenet_stronger"}
+    for name in on_cifar:
+        options = files[name]
+        assert (options.sr, options.lr, options.train_batch_size, options.num_epochs) == (1e-5, 0.1, 64, 160)
+        rates = [learning_rate(options, epoch, 0, 1) for epoch in (0, 79, 80, 120)]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_pocket_sizes_exist():

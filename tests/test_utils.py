@@ -25,6 +25,7 @@ FLAGS = """
 --arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
 --conv_type --method --N --pr_target --rearrange --no-rearrange --rearrange_by --full --no-full --blocks --balanced
 --no-balanced --budget --max_rate --rates --schedule --schedule_end --schedule_every
+--sr --threshold --pr_unit --freeze_weights
 --flops_target --tied_groups --no-tied_groups --lasso_strength --before_mask_iters --mask_interval --begin_granularity
 --num_at_least --compactor_momentum --decay_compactors --no-decay_compactors --bias_lr_factor --conversion_threshold
 --round_to --mask_end

@@ -57,13 +57,15 @@ def count(network, image) -> dict[str, Cost]:
 
 
 def beside(dense: dict[str, Cost], costs: dict[str, Cost]) -> dict[str, Cost]:
-    """The costs of a network that may have become narrower, as shares of those of the dense one."""
+    """The costs of a network that may have become narrower, or lost layers, as shares of those of the dense one."""
 
-    def one(whole: Cost, own: Cost) -> Cost:
+    def one(whole: Cost, own: Cost | None) -> Cost:
+        if own is None:
+            return replace(whole, zeros=whole.weights, left=(0, *whole.shape[1:]))
         left = own.shape if own.shape != whole.shape else ()
         return replace(whole, zeros=whole.weights - (own.weights - own.zeros), left=left)
 
-    return {name: one(dense[name], cost) for name, cost in costs.items()}
+    return {name: one(whole, costs.get(name)) for name, whole in dense.items()}
 
 
 def totals(network, costs: dict[str, Cost], dense=None) -> dict[str, float]:
@@ -84,3 +86,53 @@ def totals(network, costs: dict[str, Cost], dense=None) -> dict[str, float]:
     sums = {"macs": total("macs"), "macs_kept": total("macs_kept"), "parameters": whole}
     kept = parameters(network) - (total("zeros") - gone)
     return sums | {"parameters_kept": kept, "sparsity": total("zeros") / total("weights")}
+
+
+@dataclass
+class PublishedCost:
+    """By the rules of stripe-wise pruning (Meng et al. 2020): two FLOPs a multiply-add, and all else counted, too."""
+
+    flops: int
+    parameters: int
+
+
+def published_cost(network, image, skeletons: bool = False) -> PublishedCost:
+    """What the publication's counter says of a plain network whose zero stripes are taken as gone.
+
+    Args:
+        image: (1, 3, H, W).
+        skeletons: count a shape, kernel positions by filters, for every convolution, as its files have.
+    """
+    import torch
+    from torch import nn
+
+    chained = {child for module in network.modules() if isinstance(module, nn.Sequential) for child in module}
+    flops = []
+
+    def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        values = output[0].numel()
+        if isinstance(layer, nn.Conv2d):
+            flops.append(2 * int(layer.weight.count_nonzero()) * output[0, 0].numel())
+        elif isinstance(layer, nn.Linear):
+            flops.append(2 * layer.weight.numel() + layer.bias.numel())
+        elif isinstance(layer, nn.BatchNorm2d):
+            flops.append(2 * values)
+        elif isinstance(layer, nn.ReLU):
+            flops.append(values * (layer in chained))  # elsewhere its networks call a function, which goes uncounted
+        elif isinstance(layer, nn.MaxPool2d):
+            flops.append(values * layer.kernel_size**2)
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            flops.append(inputs[0][0].numel())
+
+    hooks = [module.register_forward_hook(add) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.eval()(image)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    parameters = sum(p.numel() for p in network.parameters())
+    parameters -= sum(layer.weight.numel() - int(layer.weight.count_nonzero()) for layer in convolutions)
+    shapes = sum(len(layer.weight) * layer.weight[0, 0].numel() for layer in convolutions)
+    return PublishedCost(sum(flops), parameters + shapes * skeletons)

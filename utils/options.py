@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 
-def option(default, help: str, *spellings: str, choices: tuple[str, ...] | None = None, alone: str | None = None):
+def option(default, help: str, *spellings: str, choices: tuple[str, ...] | None = None, alone=None):
     """A field of `Options`; `spellings` are flags that mean the same, `alone` is the value of the bare flag."""
     metadata = {"help": help, "spellings": spellings, "choices": choices, "alone": alone}
     if isinstance(default, list):
@@ -41,7 +41,7 @@ class Options:
     # How it is pruned.
     conv_type: str = option("BlockL1Conv", "pruning method, by its name or the paper's layer name", "--method")
     N: int = option(16, "block length: output kernels that live or die together")
-    pr_target: float = option(0.5, "share to prune in every layer, in [0, 1)")
+    pr_target: float = option(0.5, "share to prune, in [0, 1): in every layer, or of all stripes")
     rearrange: bool = option(False, "form blocks among reordered filters")
     full: bool = option(False, "prune the classifier too")
     rearrange_by: str = option("sort", "the order: by L1 norm, as published, or clustered so that more weight is kept")
@@ -52,11 +52,19 @@ class Options:
         "uniform: the same rate in every layer; global: one ranking over all layers "
         "(default: uniform, but global for single weights of bip, hydra, imp)",
     )
-    max_rate: float = option(0.9, "of a global budget: no layer loses more")
+    max_rate: float = option(0.9, "of a global budget, or of stripes: no layer loses more")
     rates: Path | None = option(None, "YAML file of layer-name patterns and their rates, instead of --pr_target")
     schedule: str = option("oneshot", "oneshot, or linear or cubic growth of the rate while training")
     schedule_end: float = option(0.5, "share of the training after which the rate has grown to its end")
     schedule_every: int = option(50, "updates between two selections of a growing rate")
+    sr: float | None = option(None, "of stripe: strength of the L1 penalty (default: adapts, to end at --pr_target)")
+    threshold: float = option(0.05, "of stripe: one whose scale is this or less goes")
+    pr_unit: str = option(
+        "stripes", "of stripe: what --pr_target is a share of: stripes, or macs of layers with stripes"
+    )
+    freeze_weights: float = option(
+        0.0, "of stripe: share of training in which only scales are trained; alone, all of it", alone=1.0
+    )
     layer_type: str = option(
         "unstructured",
         "of bip, hydra and imp: what is kept or goes as one",
