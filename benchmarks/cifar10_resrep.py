@@ -21,6 +21,10 @@ from utils.files import atomic, save_text  # noqa: E402
 from utils.report import beside, markdown  # noqa: E402
 
 PUBLISHED_UPDATES, PUBLISHED_STRENGTH = 480 * 781, 1e-4
+SCHEDULE = (
+    "flops_target", "num_epochs", "train_batch_size", "lasso_strength", "compactor_momentum", "before_mask_iters",
+    "begin_granularity", "mask_end",
+)  # fmt: skip
 RUNTIMES = {"onnxruntime_dense": "ONNX Runtime", "tvm_sparse": "compiled by model_tune.py"}
 
 
@@ -31,11 +35,14 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet56")
     parser.add_argument("--flops_target", default=0.471, type=float)
     parser.add_argument("--fine_tune_epochs", default=3, type=int)
+    parser.add_argument("--pictures", default=20_000, type=int, help="that pruning trains on, of 50,000")
     parser.add_argument("--num_epochs", default=1, type=int, help="of pruning")
     parser.add_argument("--train_batch_size", default=32, type=int, help="of pruning")
-    parser.add_argument("--lasso_strength", default=0.002, type=float)
-    parser.add_argument("--before_mask_iters", default=100, type=int)
-    parser.add_argument("--mask_end", default=0.5, type=float)
+    parser.add_argument("--lasso_strength", default=0.012, type=float)
+    parser.add_argument("--compactor_momentum", default=0.98, type=float)
+    parser.add_argument("--before_mask_iters", default=50, type=int)
+    parser.add_argument("--begin_granularity", default=8, type=int)
+    parser.add_argument("--mask_end", default=0.4, type=float)
     parser.add_argument("--threads", default=1, type=int, help="of the compiled networks")
     parser.add_argument("--job_dir", default=ROOT / "experiments" / "cifar10_resrep", type=Path)
     parser.add_argument("--no_latency", action="store_true", help="only train, to measure later on a quiet machine")
@@ -43,11 +50,11 @@ def main() -> None:
 
     dense, narrow = options.job_dir / "fine_tuned", options.job_dir / "resrep"
     tuning = ["--num_epochs", options.fine_tune_epochs, "--lr", 0.02, "--train_batch_size", 128]
-    train(options, dense, options.pretrained_model, ["--method", "dense", *tuning])
-    names = ("flops_target", "num_epochs", "train_batch_size", "lasso_strength", "before_mask_iters", "mask_end")
-    asked = [word for name in names for word in (f"--{name}", getattr(options, name))]
-    schedule = ["--mask_interval", 1, "--lr", 0.01, "--lr_policy", "cos_step", "--warmup_length", 0]
-    train(options, narrow, dense / "checkpoint" / "final.pt", ["--method", "resrep", *asked, *schedule])
+    train(options, options.data_path, dense, options.pretrained_model, ["--method", "dense", *tuning])
+    asked = [word for name in SCHEDULE for word in (f"--{name}", getattr(options, name))]
+    fixed = ["--mask_interval", 1, "--lr", 0.01, "--lr_policy", "cos_step", "--warmup_length", 0]
+    part = first_pictures(options.data_path, options.pictures, options.job_dir / f"part_{options.pictures}")
+    train(options, part, narrow, dense / "checkpoint" / "final.pt", ["--method", "resrep", *asked, *fixed])
     if options.no_latency:
         return
     for job_dir in (dense, narrow):
@@ -58,10 +65,24 @@ def main() -> None:
     draw(summary(narrow)["layers"], results / "cifar10_resrep.png")
 
 
-def train(options: argparse.Namespace, job_dir: Path, start: Path, own: list) -> None:
+def first_pictures(source: Path, count: int, folder: Path) -> Path:
+    """A folder like `source` with links to as many training pictures, equally many of each class, and all others."""
+    classes = sorted((source / "train").iterdir())
+    for label in classes:
+        (folder / "train" / label.name).mkdir(parents=True, exist_ok=True)
+        for picture in sorted(label.iterdir())[: count // len(classes)]:
+            link = folder / "train" / label.name / picture.name
+            if not link.exists():
+                link.symlink_to(picture.resolve())
+    if not (folder / "test").exists():
+        (folder / "test").symlink_to((source / "test").resolve())
+    return folder
+
+
+def train(options: argparse.Namespace, data_path: Path, job_dir: Path, start: Path, own: list) -> None:
     if (job_dir / "summary.json").exists():
         return
-    common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", options.data_path, "--amp", "--resume"]
+    common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", data_path, "--amp", "--resume"]
     common += ["--pretrained_model", start, "--weight_decay", 1e-4, "--export_onnx", "--job_dir", job_dir]
     run("imagenet.py", *common, *own)
 
@@ -81,7 +102,7 @@ def text(options: argparse.Namespace, dense: Path, narrow: Path) -> str:
     told, layers = end["train"], summary(narrow)["layers"]
     channels = [sum(layer["shape"][0] for layer in layers), sum(width(layer) for layer in layers)]
     stayed = "; ".join(f"{layer['name']}: {layer['note']}" for layer in layers if layer.get("note")) or "none"
-    updates = options.num_epochs * (50_000 // options.train_batch_size)
+    updates = options.num_epochs * (options.pictures // options.train_batch_size)
     stronger = options.lasso_strength / PUBLISHED_STRENGTH
     where = machine.describe()
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
@@ -90,10 +111,11 @@ def text(options: argparse.Namespace, dense: Path, narrow: Path) -> str:
 The pictures were JPEG-compressed, so published accuracies do not transfer: the published weights score {start:.2f} % on
 them as they are; {options.fine_tune_epochs} epochs of fine-tuning make the dense network below.
 
-Pruning took {updates:,} updates of {options.train_batch_size} pictures, {updates / PUBLISHED_UPDATES:.2%} of the
-published {PUBLISHED_UPDATES:,}. The penalty is {stronger:.0f} times the published one for that; channels are chosen
-after {options.before_mask_iters} updates, then after every update until {options.mask_end:.0%} of the run. Target,
-momenta and learning rate are the published ones.
+Pruning took {updates:,} updates of {options.train_batch_size} pictures, of {options.pictures:,} of the 50,000:
+{updates / PUBLISHED_UPDATES:.2%} of the published {PUBLISHED_UPDATES:,} updates. For that the penalty is {stronger:.0f}
+times the published one, the compactors' momentum {options.compactor_momentum} instead of 0.99. Channels are chosen
+after {options.before_mask_iters} updates, then after every update until {options.mask_end:.0%} of the run,
+{options.begin_granularity} more each time. Target, cosine and learning rate are the published ones.
 
 {markdown(rows)}
 - Target: {options.flops_target:.1%} of the multiply-adds. Output channels: {channels[0]} before, {channels[1]} after.
