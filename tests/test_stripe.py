@@ -268,12 +268,30 @@ def test_an_adapting_penalty_leaves_every_such_layer_a_share():
     assert sum(shares[n] * sizes[n] for n in sizes) / sum(sizes.values()) == pytest.approx(0.15, abs=0.01)
 
 
-def train(network: nn.Module, method: Stripe, epochs: int) -> None:
+def start(network: nn.Module, method: Stripe, epochs: int) -> Run:
+    method.attach(network)
     request = {"data_path": None, "image_size": 8, "train_batch_size": 64, "eval_batch_size": 64, "seed": 0}
     request |= {"device": torch.device("cpu"), "workers": 0, "skip_bad": False, "use_dali": False, "say": print}
     loader, _ = data.create_loaders("digits", **request)
     rate, sgd = (lambda epoch, step, steps: 0.1), (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-4))
-    fit(Run(network, method, loader, Loss(), epochs, rate, sgd), [])
+    return Run(network, method, loader, Loss(), epochs, rate, sgd)
+
+
+def test_a_resumed_run_goes_on_as_if_nothing_had_been():
+    torch.manual_seed(0)
+    network, states = Small(8), []
+    again = copy.deepcopy(network)
+    keep = SimpleNamespace(after_step=lambda run: None)
+    keep.after_epoch = lambda run, results: states.append(copy.deepcopy(run.state_dict()))
+    options = {"pr_target": 0.6, "pr_unit": "macs", "freeze_weights": 0.2}
+    fit(start(network, Stripe(**options), 2), [keep])
+    run = start(again, Stripe(**options), 2)
+    run.load_state_dict(states[0])
+    fit(run, [])
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    assert (again[3].FilterSkeleton == 0).any()
 
 
 @pytest.mark.parametrize("unit", ["stripes", "macs"])
@@ -282,8 +300,7 @@ def test_the_asked_share_goes(unit: str, target: float):
     torch.manual_seed(0)
     network = Small()
     method = Stripe(pr_target=target, pr_unit=unit)
-    method.attach(network)
-    train(network, method, epochs=8)
+    fit(start(network, method, epochs=8), [])
     image = torch.zeros(1, 3, 8, 8)
     dense = totals(network, {n: c for n, c in count(network, image).items() if n in method.sites})["macs"]
     stripes = [layer.FilterSkeleton != 0 for layer in stripe_layers(network).values()]
@@ -297,9 +314,9 @@ def test_frozen_weights_stay_and_skeletons_move():
     torch.manual_seed(0)
     network = Small(8)
     method = Stripe(sr=0.01, freeze_weights=1.0)
-    method.attach(network)
+    run = start(network, method, epochs=1)
     before = copy.deepcopy(network)
-    train(network, method, epochs=1)
+    fit(run, [])
     for (name, now), then in zip(network.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(now, then) == ("FilterSkeleton" not in name), name
 
