@@ -135,6 +135,10 @@ class Stripe(Method):
                 modules[norm].weight.masked_fill_(filters, 0)
                 modules[norm].bias.masked_fill_(filters, 0)
 
+    def figures(self, network: nn.Module) -> dict[str, float]:
+        scales = torch.cat([layer.FilterSkeleton.detach().flatten() for layer in self._layers(network)])
+        return {"stripes_gone": float((scales == 0).double().mean()), "mean_scale": float(scales.abs().mean())}
+
     @torch.no_grad()
     def finish(self, network: nn.Module) -> dict[str, dict]:
         kept = {}

@@ -339,6 +339,8 @@ def test_the_road_from_the_command_line(tmp_path, capsys):
     run = ["--arch", "resnet20", "--data_set", "digits", "--image_size", "16", "--train_batch_size", "128"]
     stripes = ["--method", "stripe", "--pr_target", "0.7", "--freeze_weights", "0.1", "--lr", "0.1"]
     imagenet.main([*run, *stripes, "--num_epochs", "2", "--export_onnx", "--job_dir", str(tmp_path)])
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stripes_gone"] for line in records if line["split"] == "train"][-1] == pytest.approx(0.7, abs=0.02)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["method"] == "stripes, pr_target 0.7 of stripes, threshold 0.05, freeze_weights 0.1"
     assert (tmp_path / "shapes.png").read_bytes()[:4] == b"\x89PNG"
