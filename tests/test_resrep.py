@@ -23,6 +23,7 @@ from pruning.graph import Graph
 from pruning.method import relative_error
 from pruning.resrep import Compactor, Costs, ResRep, find_targets, select
 from pruning.slicing import scale_and_shift
+from utils.callbacks import Callback
 from utils.count import count
 from utils.export import export_onnx
 from utils.run import Run, fit
@@ -416,17 +417,14 @@ def test_a_run_reaches_the_target_and_its_files_load_back(trained: Path, capsys)
         assert top1 in capsys.readouterr().out
 
 
-def test_a_network_of_others_is_pruned_and_exported(tmp_path):
-    """torchvision's MobileNetV3, squeeze-excite and all: attach, a few steps, finish, export."""
-    network = torchvision.models.mobilenet_v3_small(num_classes=10)
+def training_run(network: nn.Module, method: ResRep) -> Run:
+    """Of two epochs of four steps on digits."""
     asked = {"data_path": None, "image_size": 32, "train_batch_size": 16, "eval_batch_size": 16, "seed": 0}
     pictures, _ = data.create_loaders("digits", **asked, device=torch.device("cpu"), workers=0, skip_bad=False)
     pictures.limit = 4
-    options = {"flops_target": 0.6, "before_mask_iters": 0, "mask_interval": 1, "begin_granularity": 400}
-    method = pruning.create_method("resrep", lasso_strength=1.0, **options)  # forgets in a step
     method.check(network)
     method.attach(network)
-    run = Run(
+    return Run(
         network,
         method,
         pictures,
@@ -435,6 +433,37 @@ def test_a_network_of_others_is_pruned_and_exported(tmp_path):
         rate=lambda *place: 0.05,
         make_optimizer=lambda groups: torch.optim.SGD(groups, momentum=0.9),
     )
+
+
+HASTE = {"flops_target": 0.6, "before_mask_iters": 0, "mask_interval": 1, "begin_granularity": 4}
+
+
+def test_a_resumed_run_forgets_the_same_channels():
+    def small() -> Run:
+        torch.manual_seed(0)
+        layers = [layer for i in (3, 8, 8) for layer in (nn.Conv2d(i, 8, 3), nn.BatchNorm2d(8), nn.ReLU())]
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        return training_run(network, pruning.create_method("resrep", lasso_strength=0.3, **HASTE))
+
+    class Keep(Callback):
+        def after_step(self, run: Run) -> None:
+            if run.iteration == 3:
+                self.state = copy.deepcopy(run.state_dict())
+
+    whole, resumed, keep = small(), small(), Keep()
+    fit(whole, [keep])
+    resumed.load_state_dict(keep.state)
+    fit(resumed, [])
+    ours, theirs = whole.network.state_dict(), resumed.network.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert 0 < sum(int((ours[name] == 0).sum()) for name in ours if name.endswith("compactor.mask")) < 16
+
+
+def test_a_network_of_others_is_pruned_and_exported(tmp_path):
+    """torchvision's MobileNetV3, squeeze-excite and all: attach, a few steps, finish, export."""
+    network = torchvision.models.mobilenet_v3_small(num_classes=10)
+    method = pruning.create_method("resrep", lasso_strength=1.0, **HASTE | {"begin_granularity": 400})  # in a step
+    run = training_run(network, method)
     fit(run, [])
     total = method.costs.total
     run.keep_average()
