@@ -1,13 +1,7 @@
-"""Kernels whose vector lanes are channels: convolution, depthwise convolution, pooling, sums and products of maps.
+"""Maps in blocks of channels, and the kernels on them that are bound by memory: pooling, sums, products, turning.
 
 A map lies in blocks of `lanes` channels, the channels of a block fastest, so every pixel of a block is one vector
-(NCHW16c). A pixel's neighbour is the next vector whatever the width of the map is, and strides cost nothing. A
-convolution's group is `vectors` blocks of output channels; each kept column multiplies one broadcast pixel with the
-group's weights:
-
-    y[block v, pixel r] = act(bias[v] + sum over k of x[offset[k] + pixel r] * weight[k, v]  (+ residual))
-
-A depthwise convolution in front of a pointwise one is computed tile by tile into a scratch that stays in the cache.
+(NCHW16c). A pixel's neighbour is the next vector whatever the width of the map is, and strides cost nothing.
 """
 
 from dataclasses import dataclass
@@ -16,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from .emit import activate, branch, kernel, load, over, pick, splat, store, tasks
 from .graph import Activation
-from .tiles import Strip, deal, pieces
+from .tiles import Strip, pieces
 
 
 @dataclass(frozen=True)
@@ -81,171 +75,6 @@ class Taps:
 
 
 POINT = Taps((1, 1), (1, 1), (0, 0), (1, 1))
-
-
-@dataclass(frozen=True)
-class LaneGemm:
-    """The geometry of a convolution; layers that agree in it share the kernel."""
-
-    batch: int
-    x: Map
-    y: Map
-    taps: Taps
-    strips: tuple[Strip, ...]
-    vectors: int  # blocks of output channels in a group
-    columns: int  # kept columns a group if dense, of all groups together if sparse; a multiple of `unroll`
-    sparse: bool
-    unroll: int = 1
-    depthwise: tuple[Taps, Activation] | None = None  # what is computed in front of the pointwise convolution
-    activation: Activation = None
-    residual: Map | None = None
-    rows_first: bool = False  # neighbouring tasks share rows (and weights), not pixels
-    cycles: float = 1e9
-
-    @property
-    def groups(self) -> int:
-        return -(-self.y.blocks // self.vectors)
-
-    @property
-    def tiles(self) -> int:
-        return sum(len(strip.starts) for strip in self.strips)
-
-    @property
-    def source(self) -> Map:
-        """What the columns' offsets refer to: x, or a tile of the depthwise convolution's output."""
-        if self.depthwise is None:
-            return self.x
-        return Map(self.x.channels, 1, max(len(strip.pixels) for strip in self.strips), self.x.lanes)
-
-    def starts(self) -> list[int]:
-        """For every tile, where it is read, written, and where its residual lies."""
-        taps = self.taps if self.depthwise is None else self.depthwise[0]
-        every = [start for strip in self.strips for start in strip.starts]
-        residual = self.residual or self.y
-        return [at for s in every for at in (taps.first(self.x, *s), self.y.at(*s), residual.at(*s))]
-
-
-def lane_gemm(g: LaneGemm):
-    lanes, source = g.y.lanes, g.source
-    width = g.vectors * lanes
-    tail = g.y.blocks % g.vectors  # blocks of the last group, if it is not full
-
-    def body(x, weight, offset, pointer, bias, tiles, *rest):
-        rest, y = list(rest[:-1]), rest[-1]
-        first = (rest.pop(0), rest.pop(0)) if g.depthwise else None
-        residual = rest.pop(0) if g.residual else None
-
-        def multiply(strip: Strip, image, tile, group, x, read) -> None:
-            count = len(strip.pixels)
-            if g.depthwise is None:
-                taken = [r * g.taps.stride[0] * g.x.pitch + c * g.taps.stride[1] * g.x.lanes for r, c in strip.pixels]
-            else:
-                taken = [r * lanes for r in range(count)]
-            sums = T.alloc_buffer((g.unroll * count * width,), "float32", scope="local")
-
-            def at(u, v, r):
-                return ((u * g.vectors + v) * count + r) * lanes
-
-            every = [(v, r) for r in range(count) for v in range(g.vectors)]
-            for v, r in every:
-                store(sums, at(0, v, r), load(bias, group * width + v * lanes, lanes), lanes)
-                for u in range(1, g.unroll):
-                    store(sums, at(u, v, r), splat(0.0, lanes), lanes)
-
-            def column(w, o, u):
-                begin = T.bind(read + offset[o])
-                for v, r in every:
-                    product = splat(x[begin + taken[r]], lanes) * load(weight, w * width + v * lanes, lanes)
-                    store(sums, at(u, v, r), load(sums, at(u, v, r), lanes) + product, lanes)
-
-            if g.sparse:
-                with T.serial(pointer[group], pointer[group + 1]) as step:
-                    for u in range(g.unroll):
-                        column(step * g.unroll + u, step * g.unroll + u, u)
-            else:
-                with T.serial(g.columns // g.unroll) as step:
-                    for u in range(g.unroll):
-                        column(group * g.columns + step * g.unroll + u, step * g.unroll + u, u)
-
-            def write(v: int) -> None:
-                block = group * g.vectors + v
-                target = T.bind((image * g.y.blocks + block) * g.y.block + tiles[tile * 3 + 1])
-                if residual is not None:
-                    beside = T.bind((image * g.y.blocks + block) * g.residual.block + tiles[tile * 3 + 2])
-                for r, (row, column) in enumerate(strip.pixels):
-                    value = load(sums, at(0, v, r), lanes)
-                    for u in range(1, g.unroll):
-                        value = value + load(sums, at(u, v, r), lanes)
-                    if residual is not None:
-                        value = value + load(residual, beside + row * g.residual.pitch + column * lanes, lanes)
-                    value = activate(value, g.activation, lanes)
-                    store(y, target + row * g.y.pitch + column * lanes, value, lanes)
-                clear_border(g.y, y, (image * g.y.blocks + block) * g.y.block, tile == 0)
-
-            for v in range(g.vectors):
-                if tail and v >= tail:
-                    with T.If(group < g.groups - 1), T.Then():
-                        write(v)
-                else:
-                    write(v)
-
-        def task(image, tile, group) -> None:
-            ends, bodies = [], []
-            for strip in g.strips:
-                ends.append((ends[-1] if ends else 0) + len(strip.starts))
-
-                def code(strip=strip):
-                    read = T.bind(image * g.x.size + tiles[tile * 3])
-                    if g.depthwise is None:
-                        multiply(strip, image, tile, group, x, read)
-                        return
-                    scratch = T.alloc_buffer((source.size,), "float32")
-                    with T.serial(g.x.blocks) as block:
-                        slide(g, strip, x, read + block * g.x.block, *first, block, scratch, block * source.block)
-                    with T.serial(g.groups) as each:
-                        multiply(strip, image, tile, each, scratch, 0)
-
-                bodies.append(code)
-            branch(tile, ends, bodies)
-
-        if g.depthwise is not None:
-            with tasks(g.batch * g.tiles, g.cycles) as number:
-                task(number // g.tiles, number % g.tiles, None)
-            return
-        inner = g.tiles if g.rows_first else g.groups
-        with tasks(g.batch * g.tiles * g.groups, g.cycles) as number:
-            a, b = T.bind(number % inner), T.bind(number // inner % (g.tiles * g.groups // inner))
-            image = T.bind(number // (g.tiles * g.groups)) if g.batch > 1 else 0
-            task(image, *((a, b) if g.rows_first else (b, a)))
-
-    steps = g.columns * (1 if g.sparse else g.groups)
-    buffers = [("x", g.batch * g.x.size, "float32"), ("weight", max(1, steps) * width, "float32")]
-    buffers += [("offset", max(1, g.columns), "int32"), ("pointer", g.groups + 1, "int32")]
-    buffers += [("bias", g.groups * width, "float32"), ("tiles", 3 * g.tiles, "int32")]
-    if g.depthwise is not None:
-        taps = g.depthwise[0].kernel[0] * g.depthwise[0].kernel[1]
-        buffers += [("first", g.x.blocks * taps * lanes, "float32"), ("first_bias", g.x.blocks * lanes, "float32")]
-    if g.residual is not None:
-        buffers.append(("residual", g.batch * g.residual.size, "float32"))
-    return kernel([*buffers, ("y", g.batch * g.y.size, "float32")], body)
-
-
-def slide(g: LaneGemm, strip: Strip, x, read, weight, bias, block, scratch, write) -> None:
-    """One block of channels of a tile of the depthwise convolution, into the scratch."""
-    taps, activation = g.depthwise
-    lanes, offsets = g.y.lanes, taps.offsets(g.x)
-    numbered = list(enumerate(strip.pixels))
-    for some in deal(numbered, 14):
-        sums = T.alloc_buffer((len(some) * lanes,), "float32", scope="local")
-        for i in range(len(some)):
-            store(sums, i * lanes, load(bias, block * lanes, lanes), lanes)
-        for tap, offset in enumerate(offsets):
-            for i, (_, (row, column)) in enumerate(some):
-                from_ = read + offset + row * taps.stride[0] * g.x.pitch + column * taps.stride[1] * lanes
-                product = load(x, from_, lanes) * load(weight, (block * len(offsets) + tap) * lanes, lanes)
-                store(sums, i * lanes, load(sums, i * lanes, lanes) + product, lanes)
-        for i, (r, _) in enumerate(some):
-            store(scratch, write + r * lanes, activate(load(sums, i * lanes, lanes), activation, lanes), lanes)
 
 
 def clear_border(m: Map, y, at, when) -> None:
@@ -452,7 +281,7 @@ def turn(t: Turn):
                 x.columns * lanes, 16, lambda at, width: store(target, to + at, load(source, begin + at, width), width)
             )
 
-        def transpose(image, block, row, count: int) -> None:  # `count` channels of this block
+        def exchange(image, block, row, count: int) -> None:  # `count` channels of this block
             begin = T.bind(image * x.size + block * (lanes // x.lanes) * x.block + x.at(0, 0) + row * x.pitch)
             to = T.bind(image * y.size + block * (lanes // y.lanes) * y.block + y.at(0, 0) + row * y.pitch)
 
@@ -460,11 +289,11 @@ def turn(t: Turn):
                 if y.lanes > 1:
                     read = [load(source, begin + c * x.block + at, width) for c in range(count)]
                     read += [splat(0.0, width)] * (lanes - count)
-                    for i, value in enumerate(_transpose(read, width)):
+                    for i, value in enumerate(transpose(read, width)):
                         store(target, to + (at + i) * lanes, value, lanes)
                 else:
                     read = [load(source, begin + (at + i) * lanes, lanes) for i in range(width)]
-                    for c, value in enumerate(_transpose(read, lanes)[:count]):
+                    for c, value in enumerate(transpose(read, lanes)[:count]):
                         store(target, to + c * y.block + at, value, width)
 
             over(x.columns, lanes, some)
@@ -477,11 +306,11 @@ def turn(t: Turn):
             elif tail and blocks > 1:
                 with T.If(block < blocks - 1):
                     with T.Then():
-                        transpose(image, block, row, lanes)
+                        exchange(image, block, row, lanes)
                     with T.Else():
-                        transpose(image, block, row, tail)
+                        exchange(image, block, row, tail)
             else:
-                transpose(image, block, row, tail or lanes)
+                exchange(image, block, row, tail or lanes)
             if y.lanes > 1 or x.lanes == 1:
                 clear_border(y, target, image * y.size + block * y.block, row == 0)
 
@@ -489,7 +318,7 @@ def turn(t: Turn):
     return kernel(buffers, body)
 
 
-def _transpose(vectors: list, lanes: int) -> list:
+def transpose(vectors: list, lanes: int) -> list:
     """`lanes` vectors of len(vectors) lanes, out of len(vectors) vectors of `lanes` lanes; both are powers of two.
 
     Interleaving the first half of the vectors with the second turns the bits of (vector, lane) by one.

@@ -14,6 +14,8 @@ from .planes import Planes
 from .schedule import Choice, Site, choose, tap_cycles
 from .targets import Machine
 
+BAND_BYTES = 768 * 1024  # of an expansion that is kept at a time
+WIDE_BYTES = 1024 * 1024  # of an expansion that is worth it
 TURN = 0.6  # cycles to turn a float from one layout to the other
 
 
@@ -46,6 +48,7 @@ class Layout:
     borders: dict[str, int] = field(default_factory=dict)  # zeros around them, that their readers need
     choices: dict[str, Choice] = field(default_factory=dict)  # the kernel that makes them
     patterns: dict[str, Pattern] = field(default_factory=dict)
+    expansions: dict[str, Conv] = field(default_factory=dict)  # computed band by band inside the kernel of these
 
 
 class Costs:
@@ -56,7 +59,7 @@ class Costs:
         self.choices: dict[str, tuple[Choice, Choice | None]] = {}
         self.patterns: dict[str, tuple[Pattern, Pattern]] = {}
         self.dense, self.least_sparsity = dense, least_sparsity
-        self.nodes = {node.output: (self._planes(node), self._lanes(node)) for node in graph.nodes}
+        self.nodes = {node.output: (self.planes(node), self.lanes(node)) for node in graph.nodes}
 
     def conv(self, node: Conv) -> tuple[Choice, Choice | None]:
         if node.output not in self.choices:
@@ -78,19 +81,26 @@ class Costs:
             self.choices[node.output], self.patterns[node.output] = zip(*both, strict=True)
         return self.choices[node.output]
 
-    def _planes(self, node: Node) -> float:
+    def planes(self, node: Node) -> float:
         batch, channels = four(self.graph.shapes[node.inputs[0]])[:2]
         if isinstance(node, Window):
             p = planes_of(self.graph, node)
-            return batch * channels * (50 + p.size * (len(p.offsets) + 6) / self.machine.lanes)
+            return batch * channels * (50 + 2 * p.size * (len(p.offsets) + 6) / self.machine.lanes)
         if not isinstance(node, Conv):
             return 0
         p, cycles = planes_of(self.graph, node), batch * self.conv(node)[0].cycles
         if node.first is not None:
-            return cycles + self._planes(node.first)
+            return cycles + min(self.planes(node.first), self.turned(node.first))
         return cycles + (batch * channels * p.size / 4 if p.needed else 0)
 
-    def _lanes(self, node: Node) -> float | None:
+    def turned(self, node: Window) -> float:
+        """Cycles of a depthwise convolution between planes that works in blocks of channels."""
+        shapes, cycles = self.graph.shapes, self.lanes(node)
+        if cycles is None:
+            return float("inf")
+        return cycles + TURN * float(np.prod(shapes[node.inputs[0]]) + np.prod(shapes[node.output]))
+
+    def lanes(self, node: Node) -> float | None:
         m, shapes = self.machine, self.graph.shapes
         batch, channels, rows, columns = four(shapes[node.output])
         source = four(shapes[node.inputs[0]])
@@ -155,13 +165,44 @@ def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float) 
             other = best ^ {name}
             if costs.total(other) < costs.total(best):
                 best, improved = other, True
+    for node in graph.nodes:
+        window = node.first if isinstance(node, Conv) and node.output not in best else None
+        if window and costs.turned(window) < costs.planes(window):
+            best = best | {window.output}
     borders: dict[str, int] = {}
     for node in graph.nodes:
-        if node.output in best and isinstance(node, Conv | Window):
-            window = node.first if isinstance(node, Conv) and node.first is not None else node
+        window = node.first if isinstance(node, Conv) and node.first else node
+        if isinstance(window, Conv | Window) and best & {node.output, window.output}:
             name = node.inputs[0]
             borders[name] = max(borders.get(name, 0), reach(planes_of(graph, window)))
     choices, patterns = (
         {name: both[name in best] for name, both in table.items()} for table in (costs.choices, costs.patterns)
     )
-    return Layout(best, borders, choices, patterns)
+    return Layout(best, borders, choices, patterns, _expansions(graph, best))
+
+
+def band_of(graph: Graph, node: Conv, expand: Conv) -> int:
+    """How many rows of `node` to compute together with its expansion: the most that leave the latter in the cache."""
+    window, (_, channels, _, columns) = planes_of(graph, node.first), four(graph.shapes[expand.output])
+    row, rows = 4 * channels * (columns + 2 * window.pad[1]), window.out_rows
+    high = [(window.kernel[0] + (band - 1) * window.stride[0] + 2 * window.pad[1]) for band in range(1, rows + 1)]
+    fit = [b for b in range(1, rows) if rows % b == 0 and row * high[b - 1] <= BAND_BYTES]
+    return max(fit, default=0)
+
+
+def _expansions(graph: Graph, lanes: set[str]) -> dict[str, Conv]:
+    """Pointwise convolutions whose output would leave the cache before the depthwise one behind them reads it."""
+    found, makers = {}, {node.output: node for node in graph.nodes}
+    for node in graph.nodes:
+        expand = isinstance(node, Conv) and node.first and makers.get(node.inputs[0])
+        if not isinstance(expand, Conv) or node.output not in lanes or expand.output not in lanes:
+            continue
+        window, source = planes_of(graph, node.first), four(graph.shapes[expand.inputs[0]])
+        plain = expand.weight.shape[2:] == (1, 1) and expand.first is None and len(expand.inputs) == 1
+        plain = plain and expand.stride == (1, 1) and expand.pad == (0, 0) and expand.inputs[0] in lanes
+        large = 4 * np.prod(four(graph.shapes[expand.output])[1:]) > WIDE_BYTES and source[2] * source[3] > 1
+        if not plain or not large or reach(window) > min(window.pad) or graph.only_user(expand) is not node:
+            continue
+        if 2 * window.stride[0] * band_of(graph, node, expand) > window.kernel[0]:  # few rows are computed twice
+            found[node.output] = expand
+    return found

@@ -91,6 +91,8 @@ class Program:
         return self.fetch(tensor)[0]
 
     def lower(self, node: Node) -> None:
+        if any(node is expand for expand in self.layout.expansions.values()):
+            return  # inside the kernel of the convolution that reads it
         inside = node.output in self.layout.lanes
         value = (lower_lanes.LOWER if inside else LOWER)[type(node)](self, node)
         self.maps[node.output] = self.made(node.output)
@@ -103,10 +105,11 @@ def _starts(bands) -> np.ndarray:
 
 
 def _conv(p: Program, node: Conv):
-    x, source = p.planes(node.inputs[0]), p.graph.shapes[node.inputs[0]]
+    source = node.inputs[0]
     if node.first is not None:
-        x, source = _slide(p, node.first, x), p.graph.shapes[node.first.output]
-    batch, channels, rows, columns = four(source)
+        source = node.first.output
+        p.lower(node.first)
+    x, (batch, channels, rows, columns) = p.planes(source), p.shape(source)
     m, shape, choice = p.machine, planes_of(p.graph, node), p.layout.choices[node.output]
     each, total, width = rows * columns, batch * channels * rows * columns, columns
     if shape.needed:
@@ -151,8 +154,8 @@ def layer_row(p: Program, node: Conv) -> dict:
     }
 
 
-def _slide(p: Program, node: Window, x):
-    batch, channels = p.shape(node.inputs[0])[:2]
+def _window(p: Program, node: Window):
+    x, (batch, channels) = p.planes(node.inputs[0]), p.shape(node.inputs[0])[:2]
     m, shape = p.machine, planes_of(p.graph, node)
     if node.kind == "conv" and planes.together(shape, channels, m.lanes):
         spec, constants = planes.small(shape, batch, node.weight, node.bias, node.activation, m.lanes)
@@ -161,10 +164,6 @@ def _slide(p: Program, node: Window, x):
     spec = planes.Window(node.kind, batch, channels, shape, bands, node.activation, m.lanes)
     weights = [np.ascontiguousarray(node.weight.reshape(-1)), node.bias] if node.kind == "conv" else []
     return p.call(planes.window, spec, [x, _starts(bands), *weights], p.size(node.output))
-
-
-def _window(p: Program, node: Window):
-    return _slide(p, node, p.planes(node.inputs[0]))
 
 
 def _affine(p: Program, node: Affine):

@@ -7,7 +7,8 @@ import numpy as np
 from . import lanes
 from .blocks import pack
 from .graph import Affine, Conv, Mean, Window
-from .layout import planes_of, reach
+from .lane_gemm import LaneGemm, Product, lane_gemm
+from .layout import band_of, planes_of, reach
 from .tiles import strips
 
 
@@ -25,29 +26,54 @@ def _depthwise(node: Window, width: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weight, np.pad(node.bias, (0, extra)))]
 
 
+def _product(node: Conv, p, source: lanes.Map, taps: lanes.Taps) -> tuple[Product, list[np.ndarray]]:
+    """The packed weights of a convolution whose columns lie in `source`."""
+    choice = p.layout.choices[node.output]
+    inner = [source.channel(c) for c in range(node.weight.shape[1])]
+    offsets = (np.array(inner)[:, None] + np.array(taps.offsets(source))).reshape(-1)
+    packed = pack(node, p.layout.patterns[node.output], choice, offsets)
+    product = replace(_bare(node, choice), columns=len(packed.offset))
+    return product, [packed.weight, packed.offset, packed.pointer, packed.bias]
+
+
+def _bare(node: Conv, choice) -> Product:
+    return Product(len(node.weight), choice.group, 0, choice.sparse, choice.unroll, node.activation)
+
+
 def conv(p, node: Conv):
     from .lower import layer_row
 
-    m, window = p.machine, node.first or node
+    m, window, expand = p.machine, node.first or node, p.layout.expansions.get(node.output)
     batch, _, rows, columns = p.shape(node.output)
-    border = reach(planes_of(p.graph, window))
-    # Pictures have too few channels for a block: their pixels are read as they are, inside a border.
-    x, source = p.fetch(node.inputs[0], m.lanes if p.shape(node.inputs[0])[1] >= m.lanes else 1, border)
-    y, choice = p.made(node.output), p.layout.choices[node.output]
+    y, choice, wider = p.made(node.output), p.layout.choices[node.output], []
+    if expand is None:
+        # Pictures have too few channels for a block: their pixels are read as they are, inside a border.
+        name, border = node.inputs[0], reach(planes_of(p.graph, window))
+        x, source = p.fetch(name, m.lanes if p.shape(name)[1] >= m.lanes else 1, border)
+    else:
+        x, source = p.fetch(expand.inputs[0], m.lanes)
+        rows = band_of(p.graph, node, expand)
     residual = [p.fetch(name, m.lanes) for name in node.inputs[1:]]
-    spec = lanes.LaneGemm(
-        batch, source, y, _taps(node), strips(rows, columns, choice.vectors), choice.group // m.lanes, 0, choice.sparse,
-        choice.unroll, node.first and (_taps(node.first), node.first.activation), node.activation,
-        residual[0][1] if residual else None, cycles=round(batch * choice.cycles),
+    spec = LaneGemm(
+        batch, source, y, _taps(node), strips(rows, columns, choice.vectors), _bare(node, choice),
+        node.first and (_taps(node.first), node.first.activation), residual=residual[0][1] if residual else None,
+        cycles=round(batch * choice.cycles),
     )  # fmt: skip
-    inner = [spec.source.channel(c) for c in range(source.channels)]
-    offsets = (np.array(inner)[:, None] + np.array(spec.taps.offsets(spec.source))).reshape(-1)
-    packed = pack(node, p.layout.patterns[node.output], choice, offsets)
-    spec = replace(spec, columns=len(packed.offset), rows_first=packed.weight.nbytes > 4 * source.size)
-    arguments = [x, packed.weight, packed.offset, packed.pointer, packed.bias, np.array(spec.starts(), np.int32)]
+    if expand is not None:
+        first = p.layout.choices[expand.output]
+        product, wider = _product(expand, p, source, lanes.POINT)
+        spec = replace(
+            spec, expand=(product, strips(1, source.columns, first.vectors)), band=rows,
+            cycles=spec.cycles + round(batch * first.cycles),
+        )  # fmt: skip
+        wider.append(np.array(spec.expand_starts(), np.int32))
+        p.layers.append(layer_row(p, expand))
+    product, packed = _product(node, p, spec.source, spec.taps)
+    spec = replace(spec, product=product, rows_first=packed[0].nbytes > 4 * source.size)
+    arguments = [x, *packed, np.array(spec.starts(), np.int32)]
     arguments += _depthwise(node.first, m.lanes) if node.first else []
     p.layers.append(layer_row(p, node))
-    return p.call(lanes.lane_gemm, spec, [*arguments, *(value for value, _ in residual)], batch * y.size)
+    return p.call(lane_gemm, spec, [*arguments, *wider, *(value for value, _ in residual)], batch * y.size)
 
 
 def window(p, node: Window):

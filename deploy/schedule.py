@@ -113,11 +113,8 @@ def lane_candidates(site: Site, m: Machine, groups: list[int]):
         # Broadcast from memory if used once; else the compiler wants some registers more, or it spills sums.
         most = (m.registers - 2) if v == 1 else (m.registers - 2 * v - 2) // v
         for pixels in sorted({min(most, 28 // v), min(most, 24 // v), max(1, most - most % site.out_columns)}):
-            unroll = 1
-            while min(pixels, site.pixels) * v * unroll < 8:
-                unroll *= 2
-            if pixels * v * unroll < m.registers - v:
-                yield "lanes", v * m.lanes, pixels, unroll
+            sums = min(pixels, site.pixels) * v
+            yield "lanes", v * m.lanes, pixels, 1 << max(0, (8 // sums).bit_length() - 1) if sums < 8 else 1
 
 
 def choose(site: Site, m: Machine, block: int, density: float, lanes: bool = False) -> Choice | None:

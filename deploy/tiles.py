@@ -121,17 +121,17 @@ class Strip:
 def strips(rows: int, columns: int, most: int) -> tuple[Strip, ...]:
     """Deal a map to tiles of at most `most` pixels and nearly equal size, of as few shapes as possible."""
     if columns > most:  # pieces of a row; the last may overlap the one before
-        count = -(-columns // most)
-        width = -(-columns // count)
-        begins = [min(i * width, columns - width) for i in range(count)]
+        width = -(-columns // -(-columns // most))
+        begins = [min(x, columns - width) for x in range(0, columns, width)]
         shape = tuple((0, x) for x in range(width))
         return (Strip(shape, tuple((row, x) for row in range(rows) for x in begins)),)
     found: dict[tuple, list] = {}
+    cells = [[(y, x) for x in range(columns)] for y in range(rows)]
     if rows % max(1, most // columns) == 0 or rows * columns > 8 * most:
-        runs = [[(y, x) for y in some for x in range(columns)] for some in deal(list(range(rows)), most // columns)]
+        runs = deal(cells, most // columns)
     else:  # a small map: runs of pixels that ignore where rows end
-        runs = deal([(y, x) for y in range(rows) for x in range(columns)], most)
-    for run in runs:
+        runs = deal([[cell] for row in cells for cell in row], most)
+    for run in (list(itertools.chain(*some)) for some in runs):
         y0, x0 = run[0]
         found.setdefault(tuple((y - y0, x - x0) for y, x in run), []).append((y0, x0))
     return tuple(Strip(shape, tuple(starts)) for shape, starts in found.items())

@@ -1,0 +1,300 @@
+"""The convolution whose maps lie in blocks of channels, alone or with the layers in front of it.
+
+A tile of a few pixels is computed at a time:
+
+    y[row, pixel r] = act(bias[row] + sum over k of x[offset[k] + pixel r] * weight[k, row]  (+ residual))
+
+where k runs over the columns that the row's group keeps. A group is one or more blocks of rows, so lanes are rows, and
+each column multiplies broadcast pixels with vectors of weights.
+
+In front of a pointwise convolution there may be a depthwise one, whose tile goes into a scratch that stays in the
+cache; and in front of that a pointwise one again (an inverted residual), computed for a band of rows at a time, so that
+its wide output never leaves the second cache. Rows at the edges of a band are then computed twice.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+from tvm.script.ir_builder import tirx as T
+
+from .emit import activate, branch, kernel, load, splat, store, tasks
+from .graph import Activation
+from .lanes import POINT, Map, Taps, clear_border
+from .tiles import Strip, deal
+
+
+@dataclass(frozen=True)
+class Product:
+    """The weights of a convolution, as they are packed."""
+
+    rows: int
+    group: int  # rows that share their columns
+    columns: int  # kept columns a group if dense, of all groups together if sparse; a multiple of `unroll`
+    sparse: bool
+    unroll: int  # columns a step, each with its own sums: hides the latency of few accumulators
+    activation: Activation
+
+    @property
+    def groups(self) -> int:
+        return -(-self.rows // self.group)
+
+    def buffers(self, name: str) -> list[tuple[str, int, str]]:
+        steps = self.columns * (1 if self.sparse else self.groups)
+        return [
+            (f"{name}weight", max(1, steps) * self.group, "float32"),
+            (f"{name}offset", max(1, self.columns), "int32"),
+            (f"{name}pointer", self.groups + 1, "int32"),
+            (f"{name}bias", self.groups * self.group, "float32"),
+        ]
+
+
+@dataclass(frozen=True)
+class LaneGemm:
+    """The geometry of a convolution; layers that agree in it share the kernel."""
+
+    batch: int
+    x: Map
+    y: Map
+    taps: Taps
+    strips: tuple[Strip, ...]  # tiles of y, or of a band of it
+    product: Product
+    depthwise: tuple[Taps, Activation] | None = None  # in front of the pointwise convolution
+    expand: tuple[Product, tuple[Strip, ...]] | None = None  # in front of that; tiles of a row of its output
+    band: int = 0  # rows of y computed together behind an expansion
+    residual: Map | None = None
+    rows_first: bool = False  # neighbouring tasks share rows (and weights), not pixels
+    cycles: float = 1e9
+
+    @property
+    def lanes(self) -> int:
+        return self.y.lanes
+
+    @property
+    def tiles(self) -> int:
+        return sum(len(strip.starts) for strip in self.strips)
+
+    @property
+    def middle(self) -> Map:
+        """What the depthwise convolution reads: x, or a band of the expansion's output."""
+        if self.expand is None:
+            return self.x
+        taps = self.depthwise[0]
+        high = (self.band - 1) * taps.stride[0] + taps.kernel[0]
+        return Map(self.expand[0].rows, high, self.x.columns, self.lanes, taps.pad[1])
+
+    @property
+    def source(self) -> Map:
+        """What the columns' offsets refer to."""
+        if self.depthwise is None:
+            return self.x
+        return Map(self.middle.channels, 1, max(len(strip.pixels) for strip in self.strips), self.lanes)
+
+    def starts(self) -> list[int]:
+        """For every tile (of a band), where it is read, written, and where its residual lies."""
+        taps = self.taps if self.depthwise is None else self.depthwise[0]
+        every = [start for strip in self.strips for start in strip.starts]
+        residual, middle = self.residual or self.y, self.middle
+        # A band of the expansion begins with the rows above it, where a map has its padding.
+        down = taps.pad[0] if self.expand else 0
+        first = [
+            (row * taps.stride[0] - taps.pad[0] + down, column * taps.stride[1] - taps.pad[1]) for row, column in every
+        ]
+        reads = [middle.at(row, column) for row, column in first]
+        return [n for at, s in zip(reads, every, strict=True) for n in (at, self.y.at(*s), residual.at(*s))]
+
+    def expand_starts(self) -> list[int]:
+        """For every tile of a row of the expansion, where it is read and written in that row."""
+        every = [column for strip in self.expand[1] for _, column in strip.starts]
+        return [at for column in every for at in (self.x.at(0, column), self.middle.at(0, column))]
+
+
+def lane_gemm(g: LaneGemm):
+    lanes, product = g.lanes, g.product
+
+    def body(x, weight, offset, pointer, bias, tiles, *rest):
+        rest, y = list(rest[:-1]), rest[-1]
+        first = [rest.pop(0) for _ in range(2)] if g.depthwise else None
+        wider = [rest.pop(0) for _ in range(5)] if g.expand else None
+        residual = rest.pop(0) if g.residual else None
+        constants = (weight, offset, pointer, bias)
+
+        def put(image, block, down, beside, edge, values) -> None:
+            """Store pixels of one block of y, `down` (and `beside`) floats behind its begin."""
+            to = T.bind((image * g.y.blocks + block) * g.y.block)
+            if residual is not None:
+                other = T.bind((image * g.y.blocks + block) * g.residual.block + beside)
+            for (row, column), value in values:
+                if residual is not None:
+                    value = value + load(residual, other + row * g.residual.pitch + column * lanes, lanes)
+                value = activate(value, product.activation, lanes)
+                store(y, to + down + row * g.y.pitch + column * lanes, value, lanes)
+            clear_border(g.y, y, to, edge)  # after the sums have left their registers
+
+        def tile_code(strip: Strip, image, tile, group, middle, read, down, beside, edge) -> None:
+            finish = partial(put, image, down=down, beside=beside, edge=edge)
+            if g.depthwise is None:
+                taken = _reads(strip, g.taps, g.x)
+                multiply(product, lanes, strip.pixels, x, read, taken, constants, group, finish)
+                return
+            scratch = T.alloc_buffer((g.source.size,), "float32")
+            with T.serial(g.middle.blocks) as block:
+                at = read + block * g.middle.block
+                slide(g, strip, middle, at, *first, block, scratch, block * g.source.block)
+            with T.serial(product.groups) as each:
+                taken = [r * lanes for r in range(len(strip.pixels))]
+                multiply(product, lanes, strip.pixels, scratch, 0, taken, constants, each, finish)
+
+        def every_tile(tile, code: Callable) -> None:
+            ends, bodies = [], []
+            for strip in g.strips:
+                ends.append((ends[-1] if ends else 0) + len(strip.starts))
+                bodies.append(lambda strip=strip: code(strip))
+            branch(tile, ends, bodies)
+
+        def alone(image, tile, group) -> None:
+            read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
+            read = T.bind(image * g.x.size + read)
+            every_tile(tile, lambda s: tile_code(s, image, tile, group, x, read, down, beside, tile == 0))
+
+        if g.expand is not None:
+            bands = g.y.rows // g.band
+            with tasks(g.batch * bands, g.cycles) as number:
+                image, band = T.bind(number // bands), T.bind(number % bands)
+                middle = T.alloc_buffer((g.middle.size,), "float32")
+                _expand(g, x, image, band, middle, *wider)
+                with T.serial(g.tiles) as tile:
+                    read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
+                    down = T.bind(down + band * (g.band * g.y.pitch))
+                    beside = T.bind(beside + band * (g.band * g.residual.pitch if g.residual else 0))
+                    edge = T.And(tile == 0, band == 0)
+                    every_tile(tile, lambda s: tile_code(s, image, tile, None, middle, read, down, beside, edge))
+        elif g.depthwise is not None:
+            with tasks(g.batch * g.tiles, g.cycles) as number:
+                alone(T.bind(number // g.tiles), T.bind(number % g.tiles), None)
+        else:
+            inner, groups = g.tiles if g.rows_first else product.groups, product.groups
+            with tasks(g.batch * g.tiles * groups, g.cycles) as number:
+                a, b = T.bind(number % inner), T.bind(number // inner % (g.tiles * groups // inner))
+                image = T.bind(number // (g.tiles * groups)) if g.batch > 1 else 0
+                alone(image, *((a, b) if g.rows_first else (b, a)))
+
+    buffers = [("x", g.batch * g.x.size, "float32"), *product.buffers(""), ("tiles", 3 * g.tiles, "int32")]
+    if g.depthwise is not None:
+        blocks, taps = g.middle.blocks, g.depthwise[0].kernel[0] * g.depthwise[0].kernel[1]
+        buffers += [("first", blocks * taps * lanes, "float32"), ("first_bias", blocks * lanes, "float32")]
+    if g.expand is not None:
+        pieces = sum(len(strip.starts) for strip in g.expand[1])
+        buffers += [*g.expand[0].buffers("wider_"), ("wider_tiles", 2 * pieces, "int32")]
+    if g.residual is not None:
+        buffers.append(("residual", g.batch * g.residual.size, "float32"))
+    return kernel([*buffers, ("y", g.batch * g.y.size, "float32")], body)
+
+
+def _reads(strip: Strip, taps: Taps, x: Map) -> list[int]:
+    """Where the pixels of a tile are read, from its first."""
+    return [row * taps.stride[0] * x.pitch + column * taps.stride[1] * x.lanes for row, column in strip.pixels]
+
+
+def _columns(product: Product, group, pointer, body: Callable) -> None:
+    """Emit `body(weight index, offset index, u)` for every kept column of the group; u counts within a step."""
+    unroll = product.unroll
+    if product.sparse:
+        with T.serial(pointer[group], pointer[group + 1]) as step:
+            for u in range(unroll):
+                body(step * unroll + u, step * unroll + u, u)
+    else:
+        with T.serial(product.columns // unroll) as step:
+            for u in range(unroll):
+                body(group * product.columns + step * unroll + u, step * unroll + u, u)
+
+
+def multiply(product: Product, lanes: int, pixels, x, read, taken, constants, group, finish: Callable) -> None:
+    """One group of rows of a tile; `finish(block, values=[(pixel, value), ...])` stores a block of it."""
+    weight, offset, pointer, bias = constants
+    vectors, count, unroll = product.group // lanes, len(pixels), product.unroll
+    sums = T.alloc_buffer((unroll * count * product.group,), "float32", scope="local")
+    every = [(v, r) for r in range(count) for v in range(vectors)]
+
+    def at(u, v, r):
+        return ((u * vectors + v) * count + r) * lanes
+
+    for v, r in every:
+        store(sums, at(0, v, r), load(bias, group * product.group + v * lanes, lanes), lanes)
+        for u in range(1, unroll):
+            store(sums, at(u, v, r), splat(0.0, lanes), lanes)
+
+    def column(w, o, u):
+        start = T.bind(read + offset[o])
+        for v, r in every:
+            value = splat(x[start + taken[r]], lanes) * load(weight, w * product.group + v * lanes, lanes)
+            store(sums, at(u, v, r), load(sums, at(u, v, r), lanes) + value, lanes)
+
+    _columns(product, group, pointer, column)
+
+    def total(v: int, r: int):
+        value = load(sums, at(0, v, r), lanes)
+        for u in range(1, unroll):
+            value = value + load(sums, at(u, v, r), lanes)
+        return value
+
+    full = -(-product.rows // lanes) - (product.groups - 1) * vectors  # blocks of the last group
+    for v in range(vectors):
+        with T.If(group < product.groups - 1) if v >= full else nullcontext(), T.Then() if v >= full else nullcontext():
+            finish(group * vectors + v, values=[(pixel, total(v, r)) for r, pixel in enumerate(pixels)])
+
+
+def slide(g: LaneGemm, strip: Strip, x, read, weight, bias, block, scratch, write) -> None:
+    """One block of channels of a tile of the depthwise convolution, into the scratch."""
+    taps, activation = g.depthwise
+    lanes, offsets = g.lanes, taps.offsets(g.middle)
+    for some in deal(list(zip(range(len(strip.pixels)), _reads(strip, taps, g.middle), strict=True)), 14):
+        sums = T.alloc_buffer((len(some) * lanes,), "float32", scope="local")
+        for i in range(len(some)):
+            store(sums, i * lanes, load(bias, block * lanes, lanes), lanes)
+        for tap, offset in enumerate(offsets):
+            for i, (_, taken) in enumerate(some):
+                value = load(x, read + offset + taken, lanes)
+                value = value * load(weight, (block * len(offsets) + tap) * lanes, lanes)
+                store(sums, i * lanes, load(sums, i * lanes, lanes) + value, lanes)
+        for i, (r, _) in enumerate(some):
+            store(scratch, write + r * lanes, activate(load(sums, i * lanes, lanes), activation, lanes), lanes)
+
+
+def _expand(g: LaneGemm, x, image, band, middle, weight, offset, pointer, bias, tiles) -> None:
+    """The rows of the expansion that a band needs: zeros where they lie outside of the map."""
+    product, strips = g.expand
+    taps, m, lanes = g.depthwise[0], g.middle, g.lanes
+    with T.serial(m.rows) as row:
+        number = T.bind(band * (g.band * taps.stride[0]) + row - taps.pad[0])
+        with T.If(T.And(number >= 0, number < g.x.rows)):
+            with T.Then():
+                ends, bodies = [], []
+                for strip in strips:
+                    ends.append((ends[-1] if ends else 0) + len(strip.starts))
+
+                    def code(strip=strip):
+                        read = T.bind(image * g.x.size + number * g.x.pitch + tiles[tile * 2])
+
+                        def finish(block, values):
+                            to = T.bind(block * m.block + row * m.pitch + tiles[tile * 2 + 1])
+                            for (_, column), value in values:
+                                value = activate(value, product.activation, lanes)
+                                store(middle, to + column * lanes, value, lanes)
+
+                        taken, constants = _reads(strip, POINT, g.x), (weight, offset, pointer, bias)
+                        with T.serial(product.groups) as group:
+                            multiply(product, lanes, strip.pixels, x, read, taken, constants, group, finish)
+
+                    bodies.append(code)
+                with T.serial(ends[-1]) as tile:
+                    branch(tile, ends, bodies)
+                with T.serial(m.blocks) as block:
+                    for i in range(m.border):
+                        for column in (i - m.border, m.columns + i):
+                            store(middle, block * m.block + row * m.pitch + m.at(0, column), splat(0.0, lanes), lanes)
+            with T.Else(), T.serial(m.blocks) as block, T.serial(m.pitch // lanes) as i:
+                store(
+                    middle, block * m.block + m.at(0, -m.border) + row * m.pitch + i * lanes, splat(0.0, lanes), lanes
+                )
