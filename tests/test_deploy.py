@@ -247,6 +247,7 @@ def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride
     for sign in (1, -1):  # as few, and as many, in lanes as possible
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layout.Costs, "total", lambda self, lanes, sign=sign: sign * len(lanes))
+            patch.setattr(layout, "TURN", 1e9)
             patch.setattr(layout, "WIDE_BYTES", 0)
             patch.setattr(lower, "arrange", arrange)
             results.append(run_nodes([replace(node) for node in nodes], shapes, x, machine))
