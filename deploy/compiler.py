@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from utils import machine
@@ -39,7 +40,7 @@ def compile_graph(
 ) -> Library:
     """As compile_onnx, for the graph read from `path`; `dump(name, program)` sees the program on its way."""
     threads = threads or machine.cores()
-    aim = find_machine(target)
+    aim = replace(find_machine(target), threads=threads)
     from . import lower  # here, so that a missing TVM was explained by now
 
     built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump)

@@ -68,7 +68,7 @@ class Costs:
             as_dense = self.dense or 1 - whole.density < self.least_sparsity - 0.01
             site = Site(
                 len(node.weight), matrix(node.weight).shape[1], shape.out_rows, shape.out_columns,
-                shape.width if shape.needed else shape.columns, not shape.needed,
+                shape.width if shape.needed else shape.columns, not shape.needed, node.first is not None,
             )  # fmt: skip
             patterns = [whole] if as_dense else with_covers(whole, node.weight)
             both = [

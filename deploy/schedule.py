@@ -29,6 +29,7 @@ class Site:
     out_columns: int
     width: int  # of a row of the input planes
     pointwise: bool  # reads its input as it lies
+    whole: bool = False  # a task is a tile with all its rows, since a depthwise convolution comes first
 
     @property
     def pixels(self) -> int:
@@ -80,13 +81,15 @@ def tap_cycles(kernel: tuple[int, int]) -> float:
 
 def _lane_cycles(site: Site, m: Machine, sparse: bool, density: float, group: int, most: int, unroll: int) -> float:
     v, columns = group // m.lanes, site.columns * (density if sparse else 1.0)
-    total = 0.0
+    total, count = 0.0, 0
     for strip in tiles.strips(site.out_rows, site.out_columns, most):
         pixels = len(strip.pixels)
         # Two loads a cycle are what is promised; 1.65 is what is measured.
         step = max(v * pixels / m.multiply_adds, 0.6 * (v + pixels + 1), 4 / unroll)
         total += len(strip.starts) * (columns * step + 30 + v * pixels * (1 + unroll / 2))
-    return -(-site.rows // group) * total
+        count += len(strip.starts)
+    idle = -(-count // m.threads) * m.threads / count if site.whole else 1.0  # threads wait for the last tile
+    return -(-site.rows // group) * total * idle
 
 
 def candidates(site: Site, m: Machine, groups: list[int]):
@@ -112,7 +115,8 @@ def lane_candidates(site: Site, m: Machine, groups: list[int]):
     for v in (group // m.lanes for group in groups if group % m.lanes == 0):
         # Broadcast from memory if used once; else the compiler wants some registers more, or it spills sums.
         most = (m.registers - 2) if v == 1 else (m.registers - 2 * v - 2) // v
-        for pixels in sorted({min(most, 28 // v), min(most, 24 // v), max(1, most - most % site.out_columns)}):
+        sizes = {min(most, 28 // v), min(most, 24 // v), 14 // v, max(1, most - most % site.out_columns)}
+        for pixels in sorted(sizes - {0}):
             sums = min(pixels, site.pixels) * v
             yield "lanes", v * m.lanes, pixels, 1 << max(0, (8 // sums).bit_length() - 1) if sums < 8 else 1
 

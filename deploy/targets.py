@@ -12,6 +12,7 @@ class Machine:
     lanes: int  # float32 lanes of a vector register
     registers: int  # vector registers
     multiply_adds: float = 2  # vectors a cycle
+    threads: int = 1  # that share the work
 
     @property
     def accumulators(self) -> int:
