@@ -46,8 +46,9 @@ class Stripe(Method):
     could be removed: the skeleton of such a layer is not penalised, as published.
 
     Args:
-        sr: strength of the L1 penalty on skeletons, as published. Without it, the strength adapts: in every step it is
-            what would bring as many stripes as are asked to the threshold in the time left; no more than asked go.
+        sr: strength of the L1 penalty on skeletons, as published, in their gradient. Without it, the strength adapts:
+            every update shrinks all scales by what brings as many stripes as are asked to the threshold in the time
+            left; no more than asked go.
         threshold: a stripe of this scale or less is dead.
         pr_target: share to prune if the strength adapts, in [0, 1).
         pr_unit: what the share is of: "stripes", or "macs" of the layers with skeletons.
@@ -65,6 +66,7 @@ class Stripe(Method):
     schedule_end: float = 0.5
     freeze_weights: float = 0.0
     sites: dict[str, Site] = field(default_factory=dict, init=False)
+    dead: list[Tensor] = field(default_factory=list, init=False)  # from a step's gradients to its update
 
     def __post_init__(self) -> None:
         if self.sr is not None and self.sr < 0:
@@ -110,14 +112,22 @@ class Stripe(Method):
 
     @torch.no_grad()
     def on_gradients(self, run) -> None:
-        strength = self._strength(run) if self.sr is None else self.sr
-        for layer in self._layers(run.network):
+        self.dead = [layer.FilterSkeleton == 0 for layer in self._layers(run.network)]
+        for layer, dead in zip(self._layers(run.network), self.dead, strict=True):
             scale = layer.FilterSkeleton
-            scale.grad.add_(strength * scale.sign()).mul_(scale != 0)
+            scale.grad.add_(scale.sign(), alpha=self.sr or 0).masked_fill_(dead, 0)
         if run.progress <= self.freeze_weights:
             run.optimizers[1].zero_grad(set_to_none=True)  # then it does nothing, not even decay
 
+    @torch.no_grad()
     def after_update(self, run) -> None:
+        scales = [layer.FilterSkeleton for layer in self._layers(run.network)]
+        for scale, dead in zip(scales, self.dead, strict=True):
+            scale.masked_fill_(dead, 0)  # momentum would move it
+        if self.sr is None:
+            shift = self._shift(run)
+            for scale in scales:
+                scale.copy_(scale.sign() * (scale.abs() - shift).clamp_min(0))
         self.settle(run.network)
 
     @torch.no_grad()
@@ -193,14 +203,13 @@ class Stripe(Method):
         gone[order] = (everything - left + cost[order].cumsum(0)) / everything
         return size, gone
 
-    def _strength(self, run) -> Tensor:
-        """The L1 strength that would bring the last stripe that is to go to the threshold just in time."""
+    def _shift(self, run) -> Tensor:
+        """By how much all scales shrink in this update, so that the last one that is to go reaches the threshold in
+        time: the proximal step of an L1 penalty, which no optimiser's momentum carries too far."""
         size, gone = self._ranking(self._layers(run.network))
         last = size.where((gone <= self.pr_target) & size.isfinite(), 0).max()
-        updates = max(self.schedule_end - run.progress, 0.01) * run.epochs * len(run.loader) / run.batches_per_step
-        group = run.optimizers[0].param_groups[0]
-        speed = group["lr"] / (1 - group.get("momentum", 0))  # of a scale, an update, at strength 1
-        return (last - self.threshold).clamp_min(0) / (updates * speed)
+        updates = (self.schedule_end - run.progress) * run.epochs * len(run.loader) / run.batches_per_step
+        return (last - self.threshold).clamp_min(0) / max(updates, 1)
 
 
 def stripe_layers(network: nn.Module) -> dict[str, StripeConv2d]:
