@@ -136,29 +136,27 @@ def text(options: argparse.Namespace) -> str:
         start = "They were not fine-tuned first, so getting used to these pictures is part of what pruning gains."
 
     times = [["", "ONNX Runtime", "ours, every layer dense", "ours, stripes found"]]
-    for name, arch in {
-        "dense": options.arch,
-        "stripes": options.arch,
-        "vgg_dense": "vgg16_bn",
-        "vgg_stripes": "vgg16_bn",
-    }.items():
+    for name in ("dense", "stripes", "vgg_dense", "vgg_stripes"):
+        arch = "vgg16_bn" if name.startswith("vgg") else options.arch
         deploy = json.loads((options.job_dir / name / "deploy" / "deploy.json").read_text())
         medians = [f"{deploy['latency_ms'][runtime]['median']:.3f} ms" for runtime in RUNTIMES]
         times.append([f"{arch}, {name.removeprefix('vgg_')}", *medians])
     where = machine.describe()
+    commit = json.loads((options.job_dir / "stripes" / "run.json").read_text())["commit"]
+    trained = "" if commit == where["commit"] else "; trained at an earlier revision"
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return f"""# CIFAR-10, {options.arch}: stripe-wise pruning
 
 The published networks were trained from scratch for 160 epochs. Here the published dense weights are the start; as
-they are, they score {dense["accuracy"]["dense"]["top1"]:.2f} %, since the pictures were JPEG-compressed.
-{start} Then stripes were pruned for {options.num_epochs} epochs in bfloat16 with `--pr_target {options.pr_target}`: in
-the first half the penalty on the scales of stripes adapts to what so short a schedule needs, far above the published
-1e-5; the second half recovers. Nothing else was tuned.
+they are, they score {dense["accuracy"]["dense"]["top1"]:.2f} %, since the pictures were JPEG-compressed. {start}
 
-Asked were {100 * options.pr_target:.1f} % of all stripes, gone are {100 * gone:.2f} %; {removed} residual blocks lost
-their branch. Top-1: dense {before:.2f} %, pruned {top1:.2f} %.
+Then stripes were pruned for {options.num_epochs} epochs in bfloat16 with `--pr_target {options.pr_target}`, so that the
+penalty on their scales adapts to what so short a schedule needs: gone at half of it, to recover in the rest.
+Nothing else was tuned. Asked were {100 * options.pr_target:.1f} % of all stripes, gone are {100 * gone:.2f} %;
+{removed} residual blocks lost their branch. Top-1: dense {before:.2f} %, pruned {top1:.2f} %.
 
-By our count (a multiply-add is one, zeros are not kept): {kept["macs"]} multiply-adds, {kept["parameters"]} parameters.
+By our count (a multiply-add is one, zeros are not kept): {kept["macs"]} multiply-adds, {kept["parameters"]}
+parameters.
 By the publication's (two FLOPs a multiply-add, batch norm and pooling counted, shapes as parameters), against dense:
 
 {markdown(rows)}
@@ -178,7 +176,8 @@ of stripes are broken networks: dead filters and branches are gone, filters of l
 - Command: `python benchmarks/cifar10_swp.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
   --arch {options.arch} --dense_epochs {options.dense_epochs} --num_epochs {options.num_epochs} --lr {options.lr}
   --pr_target {options.pr_target} --threads {options.threads}`
-- Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
+- Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions};
+  commit {where["commit"]}{trained}
 """
 
 
