@@ -101,7 +101,9 @@ def text(options: argparse.Namespace, dense: Path, narrow: Path) -> str:
     end = {split: [line for line in lines if line["split"] == split][-1] for split in ("train", "val")}
     told, layers = end["train"], summary(narrow)["layers"]
     channels = [sum(layer["shape"][0] for layer in layers), sum(width(layer) for layer in layers)]
-    stayed = "; ".join(f"{layer['name']}: {layer['note']}" for layer in layers if layer.get("note")) or "none"
+    sums = summary(narrow)["totals"]
+    share = sums["macs_kept"] / sums["macs"]
+    verdict = "reached" if share <= options.flops_target else "not reached: rows above the threshold stay"
     updates = options.num_epochs * (options.pictures // options.train_batch_size)
     stronger = options.lasso_strength / PUBLISHED_STRENGTH
     where = machine.describe()
@@ -118,12 +120,12 @@ after {options.before_mask_iters} updates, then after every update until {option
 {options.begin_granularity} more each time. Target, cosine and learning rate are the published ones.
 
 {markdown(rows)}
-- Target: {options.flops_target:.1%} of the multiply-adds. Output channels: {channels[0]} before, {channels[1]} after.
+- Target: {options.flops_target:.1%} of the multiply-adds, {verdict}. Kept: {share:.1%}.
+- Output channels: {channels[0]} before, {channels[1]} after.
 - Validation top-1 before conversion {end["val"]["top1"]:.2f} %, after it {converted:.2f} %; of the dense network
   {tuned:.2f} %.
 - {told["masked_channels"]} channels to forget, mean norm {told["norm_forgotten"]:.1e}; mean norm of the others
   {told["norm_remembered"]:.2f}; from the largest forgotten to the least remembered {told["norm_gap"]:.1e}.
-- Layers that kept channels which were to go: {stayed}.
 - Published, with 480 epochs and other pictures: 93.71 % before, 93.71 % after, at 47.1 %.
 
 ![widths by layer](cifar10_resrep.png)
