@@ -33,6 +33,24 @@ def store(buffer, at, value, lanes: int) -> None:
     T.buffer_store(buffer, value, [at if lanes == 1 else T.ramp(at, 1, lanes)])
 
 
+class Sums:
+    """Vectors that stay in registers, by their number.
+
+    Each is a buffer of its own. TVM puts small buffers on the stack, from where LLVM promotes them; for large ones, and
+    for all of scope "local", it calls its allocator whenever control comes by.
+    """
+
+    def __init__(self, count: int, lanes: int):
+        self.buffers = [T.alloc_buffer((lanes,), "float32") for _ in range(count)]
+        self.lanes = lanes
+
+    def __getitem__(self, index: int):
+        return load(self.buffers[index], 0, self.lanes)
+
+    def __setitem__(self, index: int, value) -> None:
+        store(self.buffers[index], 0, value, self.lanes)
+
+
 def splat(value, lanes: int):
     value = T.float32(value) if isinstance(value, int | float) else value
     return value if lanes == 1 else T.broadcast(value, lanes)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import activate, branch, kernel, load, pick, splat, store, tasks
+from .emit import Sums, activate, branch, kernel, load, pick, splat, store, tasks
 from .graph import Activation
 from .tiles import Band, pieces
 
@@ -104,33 +104,27 @@ def pixel_gemm(g: Gemm):
         def tile_code(band: Band, image, group, tile):
             read = T.bind(image * g.x_size + tiles[tile * 2])
             write = T.bind((image * g.rows + group * g.group) * g.pixels + tiles[tile * 2 + 1])
-            count = len(band.vectors)
-            sums = T.alloc_buffer((g.unroll * g.group * count * g.lanes,), "float32", scope="local")
-
-            def at(u, r, v):
-                return ((u * g.group + r) * count + v) * g.lanes
-
-            every = [(r, v, vector) for r in range(g.group) for v, vector in enumerate(band.vectors)]
-            for r, v, vector in every:
-                store(sums, at(0, r, v), splat(bias[group * g.group + r], vector.lanes), vector.lanes)
+            every = [(r, vector) for r in range(g.group) for vector in band.vectors]
+            sums = {(u, r, v): Sums(1, v.lanes) for u in range(g.unroll) for r, v in every}
+            for r, v in every:
+                sums[0, r, v][0] = splat(bias[group * g.group + r], v.lanes)
                 for u in range(1, g.unroll):
-                    store(sums, at(u, r, v), splat(0.0, vector.lanes), vector.lanes)
+                    sums[u, r, v][0] = splat(0.0, v.lanes)
 
             def column(w, o, u):
                 begin = T.bind(read + offset[o])
-                for r, v, vector in every:
-                    lanes = vector.lanes
-                    product = splat(weight[w * g.group + r], lanes) * load(x, begin + vector.source, lanes)
-                    store(sums, at(u, r, v), load(sums, at(u, r, v), lanes) + product, lanes)
+                for r, v in every:
+                    product = splat(weight[w * g.group + r], v.lanes) * load(x, begin + v.source, v.lanes)
+                    sums[u, r, v][0] = sums[u, r, v][0] + product
 
             _columns(g, group, pointer, column)
             for r in range(g.group):
 
                 def finish(r=r):
-                    for v, vector in enumerate(band.vectors):
-                        total = load(sums, at(0, r, v), vector.lanes)
+                    for vector in band.vectors:
+                        total = sums[0, r, vector][0]
                         for u in range(1, g.unroll):
-                            total = total + load(sums, at(u, r, v), vector.lanes)
+                            total = total + sums[u, r, vector][0]
                         for s in vector.stores:
                             some = pick(total, range(s.lane, s.lane + s.width), vector.lanes)
                             _write(g, y, residual, write + r * g.pixels + s.at, some, s.width)
@@ -162,31 +156,31 @@ def row_gemm(g: Gemm):
         def task(image, group, tile):
             read = image * g.x_size
             write = T.bind((image * g.rows + group * g.group) * g.pixels)
-            sums = T.alloc_buffer((g.unroll * len(vectors) * lanes,), "float32", scope="local")
+            sums = Sums(g.unroll * len(vectors), lanes)
 
             def at(u, v):
-                return (u * len(vectors) + v) * lanes
+                return u * len(vectors) + v
 
             def repeated(buffer, start):  # `high` values, once a pixel
                 return pick(load(buffer, start, high), list(range(high)) * wide, high)
 
             for v, (row, _) in enumerate(vectors):
-                store(sums, at(0, v), repeated(bias, group * g.group + row), lanes)
+                sums[at(0, v)] = repeated(bias, group * g.group + row)
                 for u in range(1, g.unroll):
-                    store(sums, at(u, v), splat(0.0, lanes), lanes)
+                    sums[at(u, v)] = splat(0.0, lanes)
 
             def column(w, o, u):
                 begin = T.bind(read + offset[o])
                 for v, (row, pixel) in enumerate(vectors):
                     some = pick(load(x, begin + pixel, wide), [p for p in range(wide) for _ in range(high)], wide)
                     product = repeated(weight, w * g.group + row) * some
-                    store(sums, at(u, v), load(sums, at(u, v), lanes) + product, lanes)
+                    sums[at(u, v)] = sums[at(u, v)] + product
 
             _columns(g, group, pointer, column)
             for v, (row, pixel) in enumerate(vectors):
-                total = load(sums, at(0, v), lanes)
+                total = sums[at(0, v)]
                 for u in range(1, g.unroll):
-                    total = total + load(sums, at(u, v), lanes)
+                    total = total + sums[at(u, v)]
                 if wide == g.pixels and g.rows % g.group == 0:  # transposed, the vector is one run of the output
                     turned = pick(total, [p * high + r for r in range(high) for p in range(wide)], lanes)
                     _write(g, y, residual, write + row * g.pixels, turned, lanes)

@@ -19,7 +19,7 @@ from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import activate, branch, kernel, load, splat, store, tasks
+from .emit import Sums, activate, branch, kernel, load, splat, store, tasks
 from .graph import Activation
 from .lanes import POINT, Map, Taps, clear_border
 from .tiles import Strip, deal
@@ -214,29 +214,29 @@ def multiply(product: Product, lanes: int, pixels, x, read, taken, constants, gr
     """One group of rows of a tile; `finish(block, values=[(pixel, value), ...])` stores a block of it."""
     weight, offset, pointer, bias = constants
     vectors, count, unroll = product.group // lanes, len(pixels), product.unroll
-    sums = T.alloc_buffer((unroll * count * product.group,), "float32", scope="local")
+    sums = Sums(unroll * vectors * count, lanes)
     every = [(v, r) for r in range(count) for v in range(vectors)]
 
     def at(u, v, r):
-        return ((u * vectors + v) * count + r) * lanes
+        return (u * vectors + v) * count + r
 
     for v, r in every:
-        store(sums, at(0, v, r), load(bias, group * product.group + v * lanes, lanes), lanes)
+        sums[at(0, v, r)] = load(bias, group * product.group + v * lanes, lanes)
         for u in range(1, unroll):
-            store(sums, at(u, v, r), splat(0.0, lanes), lanes)
+            sums[at(u, v, r)] = splat(0.0, lanes)
 
     def column(w, o, u):
         start = T.bind(read + offset[o])
         for v, r in every:
             value = splat(x[start + taken[r]], lanes) * load(weight, w * product.group + v * lanes, lanes)
-            store(sums, at(u, v, r), load(sums, at(u, v, r), lanes) + value, lanes)
+            sums[at(u, v, r)] = sums[at(u, v, r)] + value
 
     _columns(product, group, pointer, column)
 
     def total(v: int, r: int):
-        value = load(sums, at(0, v, r), lanes)
+        value = sums[at(0, v, r)]
         for u in range(1, unroll):
-            value = value + load(sums, at(u, v, r), lanes)
+            value = value + sums[at(u, v, r)]
         return value
 
     full = -(-product.rows // lanes) - (product.groups - 1) * vectors  # blocks of the last group
@@ -250,16 +250,16 @@ def slide(g: LaneGemm, strip: Strip, x, read, weight, bias, block, scratch, writ
     taps, activation = g.depthwise
     lanes, offsets = g.lanes, taps.offsets(g.middle)
     for some in deal(list(zip(range(len(strip.pixels)), _reads(strip, taps, g.middle), strict=True)), 14):
-        sums = T.alloc_buffer((len(some) * lanes,), "float32", scope="local")
+        sums = Sums(len(some), lanes)
         for i in range(len(some)):
-            store(sums, i * lanes, load(bias, block * lanes, lanes), lanes)
+            sums[i] = load(bias, block * lanes, lanes)
         for tap, offset in enumerate(offsets):
             for i, (_, taken) in enumerate(some):
                 value = load(x, read + offset + taken, lanes)
                 value = value * load(weight, (block * len(offsets) + tap) * lanes, lanes)
-                store(sums, i * lanes, load(sums, i * lanes, lanes) + value, lanes)
+                sums[i] = sums[i] + value
         for i, (r, _) in enumerate(some):
-            store(scratch, write + r * lanes, activate(load(sums, i * lanes, lanes), activation, lanes), lanes)
+            store(scratch, write + r * lanes, activate(sums[i], activation, lanes), lanes)
 
 
 def _expand(g: LaneGemm, x, image, band, middle, weight, offset, pointer, bias, tiles) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import activate, branch, kernel, load, over, pick, splat, store, tasks
+from .emit import Sums, activate, branch, kernel, load, over, pick, splat, store, tasks
 from .graph import Activation
 from .tiles import Strip, pieces
 
@@ -116,7 +116,7 @@ def lane_window(w: LaneWindow):
 
         def tile_code(strip: Strip, plane, block, tile):
             read, write = T.bind(plane * w.x.block + starts[tile * 2]), T.bind(plane * w.y.block + starts[tile * 2 + 1])
-            sums = T.alloc_buffer((len(strip.pixels) * lanes,), "float32", scope="local")
+            sums = Sums(len(strip.pixels), lanes)
             for tap, offset in enumerate(offsets):
                 for i, (row, column) in enumerate(strip.pixels):
                     at = read + offset + row * w.taps.stride[0] * w.x.pitch + column * w.taps.stride[1] * lanes
@@ -124,13 +124,13 @@ def lane_window(w: LaneWindow):
                     if w.kind == "conv":
                         value = value * load(rest[0], (block * len(offsets) + tap) * lanes, lanes)
                     if tap:
-                        total = load(sums, i * lanes, lanes)
+                        total = sums[i]
                         value = T.max(total, value) if w.kind == "max" else total + value
                     elif w.kind == "conv":
                         value = load(rest[1], block * lanes, lanes) + value
-                    store(sums, i * lanes, value, lanes)
+                    sums[i] = value
             for i, (row, column) in enumerate(strip.pixels):
-                value = load(sums, i * lanes, lanes)
+                value = sums[i]
                 if w.kind == "average":
                     value = value * splat(1 / len(offsets), lanes)
                 value = activate(value, w.activation, lanes)
@@ -226,16 +226,16 @@ def lane_mean(m: LaneMean):
     def body(x, y):
         with tasks(m.batch * x_map.blocks, m.batch * x_map.size / 8) as plane:
             ways = min(x_map.columns, 8)  # sums side by side: additions take four cycles, and short sums round less
-            sums = T.alloc_buffer((ways * lanes,), "float32", scope="local")
+            sums = Sums(ways, lanes)
             for i in range(ways):
-                store(sums, i * lanes, splat(0.0, lanes), lanes)
+                sums[i] = splat(0.0, lanes)
             with T.serial(x_map.rows) as row:
                 for column in range(x_map.columns) if x_map.columns <= 16 else ():
                     add(x, sums, plane, row, column, column % ways)
                 if x_map.columns > 16:
                     with T.serial(x_map.columns) as column:
                         add(x, sums, plane, row, column, 0)
-            parts = [load(sums, i * lanes, lanes) for i in range(ways)]
+            parts = [sums[i] for i in range(ways)]
             while len(parts) > 1:
                 parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
             value = T.bind(activate(parts[0] * splat(1 / pixels, lanes), m.activation, lanes))
@@ -253,7 +253,7 @@ def lane_mean(m: LaneMean):
 
     def add(x, sums, plane, row, column, way):
         at = plane * x_map.block + x_map.at(0, 0) + row * x_map.pitch + column * lanes
-        store(sums, way * lanes, load(sums, way * lanes, lanes) + load(x, at, lanes), lanes)
+        sums[way] = sums[way] + load(x, at, lanes)
 
     return kernel([("x", m.batch * x_map.size, "float32"), ("y", m.batch * x_map.channels, "float32")], body)
 

@@ -124,15 +124,15 @@ def peak_gflops(threads: int) -> float:
 
     def body(x, y):
         with T.parallel(threads) as core:
-            sums = T.alloc_buffer((count * lanes,), "float32", scope="local")
+            sums = emit.Sums(count, lanes)
             factor = T.bind(emit.load(x, core * lanes, lanes))
             for r in range(count):
-                emit.store(sums, r * lanes, factor, lanes)
+                sums[r] = factor
             with T.serial(steps):
                 for r in range(count):
-                    emit.store(sums, r * lanes, emit.load(sums, r * lanes, lanes) * factor + factor, lanes)
+                    sums[r] = sums[r] * factor + factor
             for r in range(count):
-                emit.store(y, (core * count + r) * lanes, emit.load(sums, r * lanes, lanes), lanes)
+                emit.store(y, (core * count + r) * lanes, sums[r], lanes)
 
     sizes = {"x": threads * lanes, "y": threads * count * lanes}
     function = emit.kernel([(name, size, "float32") for name, size in sizes.items()], body)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from .emit import activate, kernel, load, over, pick, splat, store, tasks
+from .emit import Sums, activate, kernel, load, over, pick, splat, store, tasks
 from .graph import Activation
 from .tiles import Band, pieces
 
@@ -163,20 +163,20 @@ def window(w: Window):
 
             def tile_code(band: Band, tile):
                 read, write = T.bind(starts[tile * 2]), T.bind(c * pixels + starts[tile * 2 + 1])
-                sums = T.alloc_buffer((len(band.vectors) * w.lanes,), "float32", scope="local")
+                sums = [Sums(1, v.lanes) for v in band.vectors]
                 for i, v in enumerate(band.vectors):
                     first = rest[1][channel] if w.kind == "conv" else fill
-                    store(sums, i * w.lanes, splat(first, v.lanes), v.lanes)
+                    sums[i][0] = splat(first, v.lanes)
                 for tap, offset in enumerate(p.offsets):
                     for i, v in enumerate(band.vectors):
-                        value, total = load(plane, read + offset + v.source, v.lanes), load(sums, i * w.lanes, v.lanes)
+                        value, total = load(plane, read + offset + v.source, v.lanes), sums[i][0]
                         if w.kind == "conv":
                             value = total + splat(rest[0][channel * taps + tap], v.lanes) * value
                         else:
                             value = T.max(total, value) if w.kind == "max" else total + value
-                        store(sums, i * w.lanes, value, v.lanes)
+                        sums[i][0] = value
                 for i, v in enumerate(band.vectors):
-                    total = load(sums, i * w.lanes, v.lanes)
+                    total = sums[i][0]
                     if w.kind == "average":
                         total = total * splat(1 / taps, v.lanes)
                     for s in v.stores:
@@ -291,13 +291,15 @@ def mean(m: Mean):
             if width == 1:
                 _average(m, [x[c * m.pixels + i] for i in range(m.pixels)], y, c)
                 return
-            sums = T.alloc_buffer((m.lanes,), "float32", scope="local")
-            store(sums, 0, load(x, c * m.pixels, width), width)
+            sums = Sums(1, width)
+            sums[0] = load(x, c * m.pixels, width)
             if whole > 1:
                 with T.serial(whole - 1) as i:
                     more = load(x, c * m.pixels + (i + 1) * width, width)
-                    store(sums, 0, load(sums, 0, width) + more, width)
-            parts = [sums[i] for i in range(width)] + [x[c * m.pixels + i] for i in range(whole * width, m.pixels)]
+                    sums[0] = sums[0] + more
+            parts = [sums.buffers[0][i] for i in range(width)] + [
+                x[c * m.pixels + i] for i in range(whole * width, m.pixels)
+            ]
             _average(m, parts, y, c)
 
     return kernel([("x", m.channels * m.pixels, "float32"), ("y", m.channels, "float32")], body)
