@@ -112,7 +112,7 @@ class Costs:
         pixels = batch * -(-channels // m.lanes) * rows * columns
         if isinstance(node, Conv):
             choice = self.conv(node)[1]
-            if choice is None or source[2] * source[3] == 1:
+            if choice is None or source[2] * source[3] == 1 or (node.first and small):
                 return None
             if node.first is None:
                 return batch * choice.cycles

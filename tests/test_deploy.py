@@ -258,6 +258,22 @@ def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride
     close(*results)
 
 
+def test_few_channels_slide_in_planes():
+    """A depthwise convolution of fewer channels than a vector has lanes, in front of a pointwise one of many."""
+    rng = np.random.default_rng(0)
+    x, taps = rng.standard_normal((1, 5, 9, 9)).astype(np.float32), rng.standard_normal((5, 3, 3)).astype(np.float32)
+    weight = rng.standard_normal((64, 5, 1, 1)).astype(np.float32)
+    nodes = [
+        graph.Window(
+            "dw", ["x"], "a", kind="conv", kernel=(3, 3), stride=(1, 1), pad=(1, 1), weight=taps,
+            bias=np.zeros(5, np.float32),
+        ),
+        graph.Conv("pw", ["a"], "y", weight=weight, bias=np.zeros(64, np.float32)),
+    ]  # fmt: skip
+    expected = convolve(convolve(x, taps[:, None], np.zeros(5), pad=(1,) * 4, groups=5), weight, np.zeros(64))
+    close(run_nodes(nodes, {"a": x.shape, "y": (1, 64, 9, 9)}, x), expected)
+
+
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 40),
