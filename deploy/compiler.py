@@ -23,32 +23,36 @@ def compile_onnx(
     sparsity: float = 0.0,
     dense: bool = False,
     image_size: tuple[int, int] | None = None,
+    tune: str | Path | None = None,
 ) -> Library:
     """Compile the network in an ONNX file.
 
     target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch:
     fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
     sparse. dense: compile every layer dense. image_size: fixes height and width that the file leaves open.
+    tune: choose kernels by measuring, and keep what was measured in this file.
     ValueError, of one line, for whatever is wrong with these or the file.
     """
     graph = simplify(read_onnx(path, batch, image_size))
-    return compile_graph(graph, path, target, threads, sparsity, dense)
+    return compile_graph(graph, path, target, threads, sparsity, dense, tune=tune)
 
 
 def compile_graph(
-    graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump: Callable = forget
+    graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump: Callable = forget, tune=None
 ) -> Library:
     """As compile_onnx, for the graph read from `path`; `dump(name, program)` sees the program on its way."""
     threads = threads or machine.cores()
     aim = replace(find_machine(target), threads=threads)
     from . import lower  # here, so that a missing TVM was explained by now
+    from .tune import Tuner
 
-    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump)
+    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump, Tuner(tune, aim) if tune else None)
     info = {
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),
         "threads": threads,
+        "tuned": str(tune) if tune else None,
         "batch": graph.shapes[graph.input][0],
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},

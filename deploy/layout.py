@@ -1,22 +1,25 @@
 """Which maps lie in planes and which in blocks of channels: what is cheapest over the whole network.
 
 Every convolution has a best kernel in either layout (`schedule`), the other nodes have a cost in either, and turning a
-map from one to the other costs too. The sum is minimised by local search from every cut of the network in two.
+map from one to the other costs too. The sum is minimised by local search from every cut of the network in two. Costs
+are counted by rules or, if there is a `tune.Tuner`, measured.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .blocks import Pattern, find_blocks, matrix, with_covers
 from .graph import Affine, Conv, Graph, Mean, Node, Window
 from .planes import Planes
-from .schedule import Choice, Site, choose, tap_cycles
+from .schedule import Choice, Site, choose, rivals, tap_cycles
 from .targets import Machine
 
 BAND_BYTES = 768 * 1024  # of an expansion that is kept at a time
 WIDE_BYTES = 1024 * 1024  # of an expansion that is worth it
 TURN = 0.6  # cycles to turn a float from one layout to the other
+TIE = 1.03  # times that differ by less are equal
+RIVALS = 3  # kernels of each kind that are measured, the cheapest by the rule
 
 
 def four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -54,15 +57,16 @@ class Layout:
 class Costs:
     """Cycles of every node in planes and in blocks of channels (None: impossible there)."""
 
-    def __init__(self, graph: Graph, machine: Machine, dense: bool, least_sparsity: float):
-        self.graph, self.machine = graph, machine
-        self.choices: dict[str, tuple[Choice, Choice | None]] = {}
-        self.patterns: dict[str, tuple[Pattern, Pattern]] = {}
+    def __init__(self, graph: Graph, machine: Machine, dense: bool, least_sparsity: float, tuner=None):
+        self.graph, self.machine, self.tuner = graph, machine, tuner
+        self.convs: dict[tuple[str, bool], tuple[float, Choice | None, Pattern]] = {}
         self.dense, self.least_sparsity = dense, least_sparsity
-        self.nodes = {node.output: (self.planes(node), self.lanes(node)) for node in graph.nodes}
+        nodes = tuner.track(graph.nodes) if tuner else graph.nodes
+        self.nodes = {node.output: (self.planes(node), self.lanes(node)) for node in nodes}
 
-    def conv(self, node: Conv) -> tuple[Choice, Choice | None]:
-        if node.output not in self.choices:
+    def conv(self, node: Conv, lanes: bool) -> tuple[float, Choice | None, Pattern]:
+        """The best kernel in a layout, None if there is none, the pattern it computes with, and their cost in front."""
+        if (node.output, lanes) not in self.convs:
             shape, whole = planes_of(self.graph, node), find_blocks(node.weight)
             # A rate of 0.5 prunes int(0.5 * blocks), so a layer asked to be half empty may be a little less.
             as_dense = self.dense or 1 - whole.density < self.least_sparsity - 0.01
@@ -70,28 +74,42 @@ class Costs:
                 len(node.weight), matrix(node.weight).shape[1], shape.out_rows, shape.out_columns,
                 shape.width if shape.needed else shape.columns, not shape.needed, node.first is not None,
             )  # fmt: skip
-            patterns = [whole] if as_dense else with_covers(whole, node.weight)
-            both = [
-                min(
-                    ((choose(site, self.machine, p.block, 1.0 if as_dense else p.density, lanes), p) for p in patterns),
-                    key=lambda found: found[0].cycles if found[0] else np.inf,
-                )
-                for lanes in (False, True)
-            ]
-            self.choices[node.output], self.patterns[node.output] = zip(*both, strict=True)
-        return self.choices[node.output]
+            found = []
+            for pattern in [whole] if as_dense else with_covers(whole, node.weight):
+                facts = (site, self.machine, pattern.block, 1.0 if as_dense else pattern.density, lanes)
+                some = rivals(*facts, RIVALS) if self.tuner else filter(None, [choose(*facts)])
+                found += [(self.cost(node, lanes, choice, pattern), choice, pattern) for choice in some]
+            found = sorted(found, key=lambda one: one[1].cycles) or [(np.inf, None, whole)]
+            least = min(cost for cost, *_ in found)
+            # Where two are measured as fast, the rule decides.
+            self.convs[node.output, lanes] = next(one for one in found if one[0] <= least * TIE)
+        return self.convs[node.output, lanes]
+
+    def cost(self, node: Conv, lanes: bool, choice: Choice, pattern: Pattern) -> float:
+        """Of a kernel and what comes with it: the planes it reads, or the depthwise convolution inside it."""
+        batch, channels = four(self.graph.shapes[node.inputs[0]])[:2]
+        p, beside = planes_of(self.graph, node), 0.0
+        if not lanes and node.first:  # which is another kernel
+            node = replace(node, inputs=[node.first.output, *node.inputs[1:]], first=None)
+        elif lanes and node.first:
+            beside = -(-channels // self.machine.lanes) * p.out_rows * p.out_columns * tap_cycles(node.first.kernel)
+        elif not lanes and p.needed:
+            beside = channels * p.size / 4
+        if self.tuner:
+            return self.tuner.cycles(self.graph, node, lanes, choice, pattern)
+        return batch * (choice.cycles + beside)
 
     def planes(self, node: Node) -> float:
         batch, channels = four(self.graph.shapes[node.inputs[0]])[:2]
         if isinstance(node, Window):
+            if self.tuner:
+                return self.tuner.cycles(self.graph, node, False)
             p = planes_of(self.graph, node)
             return batch * channels * (50 + 2 * p.size * (len(p.offsets) + 6) / self.machine.lanes)
         if not isinstance(node, Conv):
             return 0
-        p, cycles = planes_of(self.graph, node), batch * self.conv(node)[0].cycles
-        if node.first is not None:
-            return cycles + min(self.planes(node.first), self.turned(node.first))
-        return cycles + (batch * channels * p.size / 4 if p.needed else 0)
+        cycles = self.conv(node, False)[0]
+        return cycles + (min(self.planes(node.first), self.turned(node.first)) if node.first else 0)
 
     def turned(self, node: Window) -> float:
         """Cycles of a depthwise convolution between planes that works in blocks of channels."""
@@ -111,19 +129,14 @@ class Costs:
             return None
         pixels = batch * -(-channels // m.lanes) * rows * columns
         if isinstance(node, Conv):
-            choice = self.conv(node)[1]
-            if choice is None or source[2] * source[3] == 1 or (node.first and small):
-                return None
-            if node.first is None:
-                return batch * choice.cycles
-            depth = batch * -(-source[1] // m.lanes) * rows * columns
-            return batch * choice.cycles + depth * tap_cycles(node.first.kernel)
+            cycles = np.inf if source[2] * source[3] == 1 or (node.first and small) else self.conv(node, True)[0]
+            return cycles if np.isfinite(cycles) else None
         if small:
             return None
         if isinstance(node, Window):
             if node.kind == "max" and node.pad != (0, 0) and not self._positive(node.inputs[0]):
                 return None  # the border of zeros must not win
-            return pixels * tap_cycles(node.kernel)
+            return self.tuner.cycles(self.graph, node, True) if self.tuner else pixels * tap_cycles(node.kernel)
         return 0 if isinstance(node, Affine) else None
 
     def _positive(self, tensor: str) -> bool:
@@ -153,8 +166,19 @@ class Costs:
         return int(np.prod(four(self.graph.shapes[name])[2:])) == 1
 
 
-def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float) -> Layout:
-    costs = Costs(graph, machine, dense, least_sparsity)
+def borders(graph: Graph, lanes: set[str]) -> dict[str, int]:
+    """Zeros around the tensors that convolutions in blocks of channels read."""
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        window = node.first if isinstance(node, Conv) and node.first else node
+        if isinstance(window, Conv | Window) and lanes & {node.output, window.output}:
+            name = node.inputs[0]
+            found[name] = max(found.get(name, 0), reach(planes_of(graph, window)))
+    return found
+
+
+def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float, tuner=None) -> Layout:
+    costs = Costs(graph, machine, dense, least_sparsity, tuner)
     able = [name for name, (_, lanes) in costs.nodes.items() if lanes is not None]
     cuts = [set(able[:i]) for i in range(len(able) + 1)] + [set(able[i:]) for i in range(1, len(able))]
     best = min(cuts, key=costs.total)
@@ -169,16 +193,9 @@ def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float) 
         window = node.first if isinstance(node, Conv) and node.output not in best else None
         if window and costs.turned(window) < costs.planes(window):
             best = best | {window.output}
-    borders: dict[str, int] = {}
-    for node in graph.nodes:
-        window = node.first if isinstance(node, Conv) and node.first else node
-        if isinstance(window, Conv | Window) and best & {node.output, window.output}:
-            name = node.inputs[0]
-            borders[name] = max(borders.get(name, 0), reach(planes_of(graph, window)))
-    choices, patterns = (
-        {name: both[name in best] for name, both in table.items()} for table in (costs.choices, costs.patterns)
-    )
-    return Layout(best, borders, choices, patterns, _expansions(graph, best))
+    chosen = {name: found for (name, lanes), found in costs.convs.items() if lanes == (name in best)}
+    choices, patterns = ({name: found[i] for name, found in chosen.items()} for i in (1, 2))
+    return Layout(best, borders(graph, best), choices, patterns, _expansions(graph, best))
 
 
 def band_of(graph: Graph, node: Conv, expand: Conv) -> int:

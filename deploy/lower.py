@@ -212,9 +212,16 @@ def _reshape(value, shape):
     return relax.call_pure_packed("vm.builtin.reshape", value, relax.ShapeExpr(shape), ty_args=kind)
 
 
-def compile_graph(graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False, dump=forget):
+def compile_graph(
+    graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False, dump=forget, tuner=None
+):
     """What was built, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
-    p = Program(graph, machine, arrange(graph, machine, dense, least_sparsity))
+    return compile_layout(graph, machine, arrange(graph, machine, dense, least_sparsity, tuner), dump)
+
+
+def compile_layout(graph: Graph, machine: Machine, layout: Layout, dump=forget):
+    """As compile_graph, when everything is decided."""
+    p = Program(graph, machine, layout)
     images = relax.Var(graph.input, relax.TensorType(graph.shapes[graph.input], "float32"))
     with p.builder.function("main", [images]):
         with p.builder.dataflow():

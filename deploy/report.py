@@ -23,10 +23,17 @@ RIVALS = {
 NOISE = 1.03  # medians closer than this are called equal
 
 
+def better(latency: dict, layers: list[dict]) -> str:
+    """Which library to save: the sparse one, unless it has sparse layers and its dense twin was measured faster."""
+    slower = latency and latency["tvm_sparse"]["median"] > NOISE * latency["tvm_dense"]["median"]
+    return "tvm_dense" if slower and any(layer["sparse"] for layer in layers) else "tvm_sparse"
+
+
 def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
     """`info` and what was proven and measured: the contents of deploy.json.
 
-    found: measured_on (None: nowhere), max_relative_error, top1_agreement, and latency_ms of the runtimes timed.
+    found: measured_on (None: nowhere), max_relative_error, top1_agreement, latency_ms of the runtimes timed, and which
+    of them is saved.
     """
     latency, speedup = found["latency_ms"], {}
     for key, (rival, _) in RIVALS.items():
@@ -56,12 +63,13 @@ def verdict(info: dict) -> str:
         )
     ratio = info["speedup"]["vs_tvm_dense"]
     sparse = sum(layer["sparse"] for layer in info["layers"])
+    if info["saved"] == "tvm_dense":
+        return (
+            f"The sparse library was SLOWER than its dense twin ({ratio:.2f}x), so THE DENSE ONE IS SAVED; --tune can"
+            " find layers that gain."
+        )
     if not sparse:
         return "No layer is compiled sparse: the library is the dense one."
-    if ratio < 1 / NOISE:
-        return (
-            f"The sparse library is SLOWER than its dense twin ({ratio:.2f}x); --sparsity can keep more layers dense."
-        )
     if ratio < NOISE:
         return f"The sparse library is as fast as its dense twin ({ratio:.2f}x)."
     return f"{sparse} of {len(info['layers'])} layers are sparse; {ratio:.2f}x as fast as the dense twin."
@@ -103,13 +111,14 @@ def measured(info: dict) -> list[str]:
 
 def markdown(info: dict) -> str:
     v = {name: number for name, number in info["versions"].items() if number}
+    how = f"by measuring ({info['tuned']})" if info["tuned"] else "by a rule"
     lines = [
         f"# {Path(info['onnx']).name}, compiled",
         "",
         verdict(info),
         *(measured(info) if info["measured_on"] else []),
         "",
-        f"Input {info['input']['shape']}, target `{info['target']}`.",
+        f"Input {info['input']['shape']}, target `{info['target']}`. Kernels chosen {how}.",
         f"Versions: {', '.join(f'{name} {number}' for name, number in v.items())}. Date: {info['date']}.",
         "",
         f"Command: `{' '.join(info['command'])}`",

@@ -121,27 +121,34 @@ def lane_candidates(site: Site, m: Machine, groups: list[int]):
             yield "lanes", v * m.lanes, pixels, 1 << max(0, (8 // sums).bit_length() - 1) if sums < 8 else 1
 
 
-def choose(site: Site, m: Machine, block: int, density: float, lanes: bool = False) -> Choice | None:
-    """The cheapest kernel: sparse with a divisor of the block's rows, or dense with any number of rows.
+def ranked(site: Site, m: Machine, sparse: bool, block: int, density: float, lanes: bool) -> list[Choice]:
+    """All kernels by counted cycles: sparse with a divisor of the block's rows, or dense with any number of rows.
 
-    lanes: among those that keep channels in the lanes; None if there is none.
+    lanes: those that keep channels in the lanes; there may be none.
     """
-
-    def best(sparse: bool, groups: list[int]) -> Choice | None:
-        if lanes:
-            every = [(c, _lane_cycles(site, m, sparse, density, *c[1:])) for c in lane_candidates(site, m, groups)]
-        else:
-            every = [(c, _cycles(site, m, c[0], sparse, density, *c[1:])) for c in candidates(site, m, groups)]
-        found = [Choice(c[0], sparse, *c[1:], cycles) for c, cycles in every]
-        return min(found, key=lambda c: c.cycles, default=None)
-
-    if lanes:
-        dense = best(False, [v * m.lanes for v in (1, 2, 3, 4)])
+    if sparse:
+        groups = [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)]
+    elif lanes:
+        groups = [v * m.lanes for v in (1, 2, 3, 4)]
     else:
-        dense = best(False, [g for g in (4, 8, 12, 16, 32, 64) if g < site.rows + 4] or [site.rows])
-    if density >= 1.0:
-        return dense
-    sparse = best(True, [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)])
-    if sparse is None or dense is None:
-        return sparse or dense
-    return sparse if sparse.cycles < SPARSE_MARGIN * dense.cycles else dense
+        groups = [g for g in (4, 8, 12, 16, 32, 64) if g < site.rows + 4] or [site.rows]
+    if lanes:
+        every = [(c, _lane_cycles(site, m, sparse, density, *c[1:])) for c in lane_candidates(site, m, groups)]
+    else:
+        every = [(c, _cycles(site, m, c[0], sparse, density, *c[1:])) for c in candidates(site, m, groups)]
+    return sorted((Choice(c[0], sparse, *c[1:], cycles) for c, cycles in every), key=lambda c: c.cycles)
+
+
+def rivals(site: Site, m: Machine, block: int, density: float, lanes: bool, most: int) -> list[Choice]:
+    """The `most` cheapest dense kernels and, unless every block is kept, as many sparse ones."""
+    kinds = (False, True) if density < 1.0 else (False,)
+    return [choice for sparse in kinds for choice in ranked(site, m, sparse, block, density, lanes)[:most]]
+
+
+def choose(site: Site, m: Machine, block: int, density: float, lanes: bool = False) -> Choice | None:
+    """The cheapest kernel, None if there is none; a sparse one must win by a margin."""
+
+    def handicap(choice: Choice) -> float:
+        return choice.cycles / (SPARSE_MARGIN if choice.sparse else 1)
+
+    return min(rivals(site, m, block, density, lanes, 1), key=handicap, default=None)
