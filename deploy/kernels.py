@@ -1,6 +1,6 @@
-"""The two kernels that do the arithmetic of convolutions and classifiers, dense and block sparse alike.
+"""Convolutions and classifiers whose maps lie in planes, dense and block sparse alike (in blocks: `lane_gemm`).
 
-Both compute, for the rows of one group and the pixels of one tile,
+Both kernels compute, for the rows of one group and the pixels of one tile,
 
     y[row, q] = act(bias[row] + sum over k of weight[k, row] * x[offset[k] + q]  (+ residual[row, q]))
 
