@@ -115,7 +115,7 @@ def lane_candidates(site: Site, m: Machine, groups: list[int]):
     for v in (group // m.lanes for group in groups if group % m.lanes == 0):
         # Broadcast from memory if used once; else the compiler wants some registers more, or it spills sums.
         most = (m.registers - 2) if v == 1 else (m.registers - 2 * v - 2) // v
-        sizes = {min(most, 28 // v), min(most, 24 // v), 14 // v, max(1, most - most % site.out_columns)}
+        sizes = {min(most, 28 // v), min(most, 24 // v), 14 // v, most - most % site.out_columns}
         for pixels in sorted(sizes - {0}):
             sums = min(pixels, site.pixels) * v
             yield "lanes", v * m.lanes, pixels, 1 << max(0, (8 // sums).bit_length() - 1) if sums < 8 else 1
