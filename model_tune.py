@@ -43,7 +43,7 @@ OPTIONS = [
         "pictures to prove the equality on, float32 (B, 3, H, W) .npy; default: inputs.npy beside the file",
     ),
     ("tune", str, None, "choose kernels by measuring, and keep the times in this file; without it, by a rule"),
-    ("rpc", str, None, "HOST:PORT of a TVM RPC server, or of a tracker (with --key), to prove and time on"),
+    ("rpc", str, None, "HOST:PORT of a TVM RPC server, or of a tracker (with --key), to prove, time and tune on"),
     ("key", str, None, "name of the device at the tracker"),
     ("runs", int, 200, "timed calls of each runtime"),
     ("tolerance", float, 1e-4, "largest relative error that is accepted"),
@@ -68,8 +68,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             raise ValueError(f"--{name} {getattr(options, name)} is less than 1")
     if options.key and not options.rpc:
         raise ValueError(f"--key {options.key} names a device of a tracker: --rpc HOST:PORT is missing")
-    if options.tune and options.rpc:
-        raise ValueError(f"--tune {options.tune} measures on this computer, not through --rpc")
     if not options.rpc and (options.threads or 0) > machine.cores():
         raise ValueError(f"--threads {options.threads}: this computer has {machine.cores()} cores")
     options.out = Path(options.out) if options.out else Path(options.onnx_path).parent / "deploy"
@@ -109,7 +107,7 @@ def prove(options: argparse.Namespace, device, sparse, dense) -> dict:
     images = pictures(options, shape)
     runners = {"tvm_dense": dense, "tvm_sparse": sparse}
     if device:
-        runners = {name: device.load(library, name) for name, library in runners.items()}
+        runners = {name: remote.RemoteLibrary(library, device) for name, library in runners.items()}
     proofs = [measure.compare(library.run, reference, images, shape[0]) for library in runners.values()]
     error, top1 = max(error for error, _ in proofs), min(top1 for _, top1 in proofs)
     if not error <= options.tolerance:
@@ -142,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         network = passes.simplify(network, write)
         blocks.check(network, options.bsr)
         device = remote.Device(options.rpc, options.key) if options.rpc else None
-        common = {"target": options.target, "threads": options.threads, "tune": options.tune}
+        common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
         sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
         dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
         found = prove(options, device, sparse, dense)

@@ -149,7 +149,7 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     import tvm  # noqa: F401  # importing is not compiling
 
     import deploy
-    from deploy import measure, startup
+    from deploy import clock, measure, startup
 
     pictures = np.load(files[str(DENSE)].parent / "inputs.npy")
     shape = [1, *pictures.shape[1:]]
@@ -174,7 +174,7 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     for point, build in found.items():
         build["ms"] = latency[point]
     peers = {name: latency[name] for name in PEERS}
-    return {"peers": peers, "builds": found, "peak_gflops": measure.peak_gflops(threads)}
+    return {"peers": peers, "builds": found, "peak_gflops": clock.peak_gflops(library.machine)}
 
 
 def work(file: Path) -> dict:
@@ -202,12 +202,12 @@ def layers(file: Path, threads: int, runs: int) -> str:
     Of a depthwise convolution that is computed inside its successor's kernel, the time counts there and the work not.
     """
     import deploy
-    from deploy import measure
+    from deploy import clock, measure
 
     library = deploy.compile_onnx(file, threads=threads)
     times = measure.kernel_times(library, np.load(file.parent / "inputs.npy")[:1], runs)
     told_apart = sum("gemm" in name for name, _ in times) == len(library.info["layers"])
-    rows, peak = iter(library.info["layers"] if told_apart else ()), measure.peak_gflops(threads)
+    rows, peak = iter(library.info["layers"] if told_apart else ()), clock.peak_gflops(library.machine)
     total, mflop = sum(ms for _, ms in times), work(file)["mflop"]
     table = [["kernel", "us", "of all", "layer", "shape", "N", "density", "pixels", "GFLOP/s", "of peak"]]
     for name, ms in times:

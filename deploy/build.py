@@ -51,6 +51,11 @@ def build(module: tvm.IRModule, target, lowering: tvm.transform.Pass, dump: Call
 
     dump("kernels", module)
     pipeline = tvm.transform.Sequential([lowering, lift])
+    return Built(generate(module, target, relax_pipeline=pipeline), weights)
+
+
+def generate(module: tvm.IRModule, target, **options):
+    """TVM's executable of a program, or of kernels alone."""
     # Sums that share one buffer with those of another loop are not promoted to registers.
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        return Built(tvm.compile(module, target=target, relax_pipeline=pipeline), weights)
+        return tvm.compile(module, target=target, **options)

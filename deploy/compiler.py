@@ -1,7 +1,6 @@
 """The road from an ONNX file to a library."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +37,18 @@ def compile_onnx(
 
 
 def compile_graph(
-    graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump: Callable = forget, tune=None
+    graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump=forget, tune=None, device=None
 ) -> Library:
-    """As compile_onnx, for the graph read from `path`; `dump(name, program)` sees the program on its way."""
+    """As compile_onnx, for the graph read from `path`.
+
+    dump(name, program) sees the program on its way. device: the `remote.Device` that tuning measures on.
+    """
     threads = threads or machine.cores()
     aim = replace(find_machine(target), threads=threads)
     from . import lower  # here, so that a missing TVM was explained by now
     from .tune import Tuner
 
-    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump, Tuner(tune, aim) if tune else None)
+    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump, Tuner(tune, aim, device) if tune else None)
     info = {
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .targets import find_machine, linker, runs_here
+from .targets import Machine, find_machine, linker, runs_here
 
 LIBRARY, WEIGHTS, DESCRIPTION = "lib.so", "weights.bin", "deploy.json"
 ALIGNMENT = 64  # bytes; of every array in the file, as the kernels' vectors want it
@@ -123,17 +123,22 @@ class Library:
         (folder / DESCRIPTION).write_text(_json(self.info) + "\n")
 
     def link(self, path: Path) -> None:
-        """Write lib.so alone. ValueError without a compiler that links for the target."""
-        from tvm.support import cc
+        """Write lib.so alone."""
+        link(self.built.executable, self.machine, path)
 
-        compiler = linker(self.machine)
-        if compiler and not shutil.which(compiler):
-            raise ValueError(f"{path} could not be linked: a library for {self.machine.name} needs {compiler}")
-        try:
-            with _silence():
-                self.built.executable.export_library(str(path), fcompile=compiler and cc.cross_compiler(compiler))
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path} could not be linked: TVM needs a C++ compiler (g++) for it") from error
+
+def link(executable, machine: Machine, path: Path) -> None:
+    """Write what TVM compiled for `machine` as a shared library. ValueError without a compiler that links for it."""
+    from tvm.support import cc
+
+    compiler = linker(machine)
+    if compiler and not shutil.which(compiler):
+        raise ValueError(f"{path} could not be linked: a library for {machine.name} needs {compiler}")
+    try:
+        with _silence():
+            executable.export_library(str(path), fcompile=compiler and cc.cross_compiler(compiler))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} could not be linked: TVM needs a C++ compiler (g++) for it") from error
 
 
 def _json(info: dict) -> str:

@@ -216,11 +216,12 @@ def compile_graph(
     graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False, dump=forget, tuner=None
 ):
     """What was built, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
-    return compile_layout(graph, machine, arrange(graph, machine, dense, least_sparsity, tuner), dump)
+    module, layers = program(graph, machine, arrange(graph, machine, dense, least_sparsity, tuner))
+    return build(module, machine.target, lowering(), dump), layers
 
 
-def compile_layout(graph: Graph, machine: Machine, layout: Layout, dump=forget):
-    """As compile_graph, when everything is decided."""
+def program(graph: Graph, machine: Machine, layout: Layout) -> tuple[tvm.IRModule, list[dict]]:
+    """The program, when everything is decided, and a row of deploy.json for every layer."""
     p = Program(graph, machine, layout)
     images = relax.Var(graph.input, relax.TensorType(graph.shapes[graph.input], "float32"))
     with p.builder.function("main", [images]):
@@ -232,4 +233,19 @@ def compile_layout(graph: Graph, machine: Machine, layout: Layout, dump=forget):
                 p.lower(node)
             out = p.builder.emit_output(_reshape(p.planes(graph.output), graph.shapes[graph.output]))
         p.builder.emit_func_output(out)
-    return build(p.builder.get(), machine.target, lowering(), dump), p.layers
+    return p.builder.get(), p.layers
+
+
+def calls(module: tvm.IRModule):
+    """(kernel, its inputs and its output as NumPy arrays, the unknown ones random) of every call, in order."""
+    random = np.random.default_rng(0)
+
+    def array(kind, value=None):
+        shape = [int(size) for size in kind.shape]
+        return value.numpy() if value else random.standard_normal(shape).astype(np.float32)
+
+    for binding in (binding for block in module["main"].body.blocks for binding in block.bindings):
+        call = binding.value
+        if call.op.name == "relax.call_tir":
+            name, inputs, output = call.args[0].name_hint, call.args[1], call.ty_args[0]
+            yield name, [array(i.ty, getattr(i, "value", None)) for i in inputs] + [array(output)]

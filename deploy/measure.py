@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from .library import Library, bind, set_threads
-from .targets import find_machine
 
 
 def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -110,38 +109,3 @@ def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[
         machine["network"](images)
         taken.append([ms for _, ms in calls])
     return list(zip((name for name, _ in calls), np.median(taken[2:], axis=0).tolist(), strict=True))
-
-
-def peak_gflops(threads: int) -> float:
-    """GFLOP/s of independent multiply-adds in registers, on `threads` cores of this computer."""
-    import tvm
-    from tvm.script.ir_builder import tirx as T
-
-    from . import emit
-
-    here, steps = find_machine(), 100_000
-    lanes, count = here.lanes, here.accumulators
-
-    def body(x, y):
-        with T.parallel(threads) as core:
-            sums = emit.Sums(count, lanes)
-            factor = T.bind(emit.load(x, core * lanes, lanes))
-            for r in range(count):
-                sums[r] = factor
-            with T.serial(steps):
-                for r in range(count):
-                    sums[r] = sums[r] * factor + factor
-            for r in range(count):
-                emit.store(y, (core * count + r) * lanes, sums[r], lanes)
-
-    sizes = {"x": threads * lanes, "y": threads * count * lanes}
-    function = emit.kernel([(name, size, "float32") for name, size in sizes.items()], body)
-    set_threads(threads)
-    multiply_add = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), here.target)["main"]
-    tensors = [tvm.runtime.tensor(np.full(size, 0.5, np.float32)) for size in sizes.values()]
-    taken = []
-    for _ in range(20):
-        start = time.perf_counter()
-        multiply_add(*tensors)
-        taken.append(time.perf_counter() - start)
-    return round(2 * threads * count * lanes * steps / min(taken) / 1e9, 1)

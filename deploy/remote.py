@@ -1,4 +1,4 @@
-"""Run and time libraries on another computer, through TVM's RPC.
+"""Run, time and tune libraries on another computer, through TVM's RPC.
 
 There: python -m tvm.exec.rpc_server --port 9090                    here: --rpc HOST:9090
 or:    python -m tvm.exec.rpc_server --tracker HOST:9190 --key K    here: --rpc HOST:9190 --key K
@@ -9,12 +9,15 @@ network that you trust.
 
 import socket
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from .library import Library, bind
+from .clock import LOST
+from .library import Library, bind, link
 from .measure import summary
+from .targets import Machine
 
 PATIENCE = 10  # seconds for a tracker's answer
 
@@ -29,23 +32,32 @@ class Device:
         if not host or not port.isdigit():
             raise ValueError(f"--rpc {address} is no HOST:PORT")
         self.name = address + (f", key {key}" if key else "")
-        try:
+        self.processor, self.uploads = key or address, 0  # devices of a key are of a kind
+        with self.asked("no device answers"):
             self.session = _request(host, int(port), key) if key else rpc.connect(host, int(port))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"--rpc {self.name}: no device answers ({_last_line(error)})") from error
+        self.device = self.session.cpu()
 
-    def load(self, library: Library, name: str) -> "RemoteLibrary":
-        """Upload a library under a name, and its weights. ValueError if the device cannot load it."""
+    @contextmanager
+    def asked(self, problem: str):
+        """What TVM and the network raise becomes a ValueError, of one line."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"--rpc {self.name}: {problem} ({_last_line(error)})") from error
+
+    def runs(self, machine: Machine) -> bool:
+        return True  # or it cannot load them
+
+    def load(self, executable, machine: Machine):
+        """A module of what TVM compiled for `machine`, over there."""
+        self.uploads += 1
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{name}.so"
-            library.link(path)
-            try:
+            path = Path(folder) / f"{self.uploads}.so"  # a loaded library's name cannot be used again
+            link(executable, machine, path)
+            with self.asked(f"cannot load a library for {machine.name}"):
                 self.session.upload(str(path))
-                module = self.session.load_module(path.name)
-            except RuntimeError as error:
-                words = f"cannot load a library for {library.machine.name}: {_last_line(error)}"
-                raise ValueError(f"--rpc {self.name} {words}") from error
-        return RemoteLibrary(self.session, module, library)
+                self.session.get_function("runtime.config_threadpool")(1, machine.threads)
+                return self.session.load_module(path.name)
 
 
 def _request(host: str, port: int, key: str):
@@ -67,27 +79,30 @@ def _request(host: str, port: int, key: str):
 class RemoteLibrary:
     """`run` maps float32 (B, C, H, W) to logits, over there."""
 
-    def __init__(self, session, module, library: Library):
+    def __init__(self, library: Library, device: Device):
         import tvm
 
-        self.device = session.cpu()
-        session.get_function("runtime.config_threadpool")(1, library.info["threads"])
-        weights = [tvm.runtime.tensor(tensor.numpy(), self.device) for tensor in library.built.weights]
-        self.machine = bind(module, weights, self.device)
+        self.place, self.device = device, device.device
+        module = device.load(library.built.executable, library.machine)
+        with self.place.asked(LOST):
+            weights = [tvm.runtime.tensor(tensor.numpy(), self.device) for tensor in library.built.weights]
+            self.machine = bind(module, weights, self.device)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         import tvm
 
-        return self.machine["network"](tvm.runtime.tensor(images, self.device)).numpy()
+        with self.place.asked(LOST):
+            return self.machine["network"](tvm.runtime.tensor(images, self.device)).numpy()
 
     def time(self, images: np.ndarray, runs: int) -> list[float]:
         """Milliseconds of `runs` calls, by the device's own clock."""
         import tvm
 
-        there = tvm.runtime.tensor(images, self.device)
-        self.machine.save_function("network", "timed", there, include_return=False)
-        clock = self.machine.time_evaluator("timed", self.device, number=1, repeat=runs)
-        return [1e3 * seconds for seconds in clock().results]
+        with self.place.asked(LOST):
+            there = tvm.runtime.tensor(images, self.device)
+            self.machine.save_function("network", "timed", there, include_return=False)
+            clock = self.machine.time_evaluator("timed", self.device, number=1, repeat=runs)
+            return [1e3 * seconds for seconds in clock().results]
 
 
 def race(libraries: dict[str, RemoteLibrary], images: np.ndarray, runs: int, block: int = 25) -> dict:

@@ -1,30 +1,28 @@
 """Cycles of a kernel by measuring it, instead of counting them: what `--tune FILE` does.
 
-A convolution (or depthwise one, or a pooling) is compiled alone with the kernel and the layout in question, and timed.
-Equal ones are timed once. FILE keeps what was measured, after every measurement: an interrupted tuning goes on where it
-was, and with a complete file nothing is measured, so it can be shipped.
+A convolution (or depthwise one, or a pooling) is compiled alone with the kernel and the layout in question, and timed,
+here or on the device of `--rpc`. Equal ones are timed once. FILE keeps what was measured, after every measurement: an
+interrupted tuning goes on where it was, and with a complete file nothing is measured, so it can be shipped.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
+import tvm
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from utils import machine as computer
 from utils.files import save_json
 
-from . import lower, measure
+from . import clock, lower
 from .blocks import Pattern
 from .graph import Conv, Graph, Move, Node, Window
 from .layout import Layout, borders
-from .library import Library
 from .schedule import Choice
-from .targets import Machine, find_machine, runs_here
+from .targets import Machine
 
-ROUNDS, RUNS = 3, 10  # of timed calls: the median of a round, the least of the rounds
+ROUNDS, RUNS = 5, 10  # of timed calls: the mean of a round, the least of the rounds
 AROUND = ("turn", "move")  # kernels that are there only because the layer stands alone
 
 
@@ -37,14 +35,12 @@ def alone(graph: Graph, node: Node) -> Graph:
     return Graph(nodes, graph.shapes, source, node.output)
 
 
-def milliseconds(graph: Graph, machine: Machine, layout: Layout) -> float:
+def milliseconds(graph: Graph, machine: Machine, layout: Layout, place) -> float:
     """Of the kernels of a network of one node."""
-    shape = graph.shapes[graph.input]
-    built, _ = lower.compile_layout(graph, machine, layout)
-    library = Library(built, {"threads": machine.threads}, machine)
-    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    rounds = [measure.kernel_times(library, images, RUNS) for _ in range(ROUNDS)]
-    return min(sum(ms for name, ms in times if not name.startswith(AROUND)) for times in rounds)
+    module, _ = lower.program(graph, machine, layout)
+    calls = [call for call in lower.calls(module) if not call[0].startswith(AROUND)]
+    kernels = {name: module[name].with_attr("global_symbol", name) for name, _ in calls}
+    return 1e3 * sum(clock.seconds(tvm.IRModule(kernels), calls, machine, place, RUNS, ROUNDS))
 
 
 def key(graph: Graph, node: Conv | Window, lanes: bool, choice: Choice | None, pattern: Pattern | None) -> str:
@@ -67,10 +63,10 @@ def key(graph: Graph, node: Conv | Window, lanes: bool, choice: Choice | None, p
 class Tuner:
     """Measured cycles, and the file that keeps them. ValueError for a file of something else or of another computer."""
 
-    def __init__(self, path: str | Path, machine: Machine):
-        self.path, self.machine = Path(path), machine
+    def __init__(self, path: str | Path, machine: Machine, place=None):
+        self.path, self.machine, self.place = Path(path), machine, place or clock.Here()
         here = {"target": str(machine.target), "threads": machine.threads}
-        self.state = _read(self.path) if self.path.exists() else {**here, "cpu": computer.cpu_name(), "times_ms": {}}
+        self.state = _read(self.path) if self.path.exists() else {**here, "cpu": self.place.processor, "times_ms": {}}
         for name, value in here.items():
             if self.state[name] != value:
                 raise ValueError(f"{path} was measured with {name} {self.state[name]}, not {value}")
@@ -88,19 +84,19 @@ class Tuner:
             self._check()
             network, inside = alone(graph, node), {node.output} if lanes else set()
             layout = Layout(inside, borders(network, inside), {node.output: choice}, {node.output: pattern})
-            times[name] = round(milliseconds(network, self.machine, layout), 6)
+            times[name] = round(milliseconds(network, self.machine, layout, self.place), 6)
             save_json(self.path, self.state)
         return times[name] * 1e6 * self.state["gigahertz"] * self.machine.threads
 
     def _check(self) -> None:
-        """ValueError if this computer cannot add to the file."""
-        if not runs_here(self.machine):
+        """ValueError if nothing can be added to the file."""
+        if not self.place.runs(self.machine):
             raise ValueError(f"{self.path} lacks kernels, and this computer cannot time {self.machine.name}'s")
-        if self.state["cpu"] != computer.cpu_name():
+        if self.state["cpu"] != self.place.processor:
             raise ValueError(f"{self.path} lacks kernels, and was measured on another processor ({self.state['cpu']})")
         if "gigahertz" not in self.state:
-            native = find_machine()
-            self.state["gigahertz"] = measure.peak_gflops(1) / (2 * native.lanes * native.multiply_adds)
+            one = replace(self.machine, threads=1)
+            self.state["gigahertz"] = clock.peak_gflops(one, self.place) / (2 * one.lanes * one.multiply_adds)
 
 
 def _read(path: Path) -> dict:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from test_deploy import OTHER, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
-from deploy import library, measure, passes, reader, remote, targets
+from deploy import clock, library, measure, passes, reader, remote, targets
 
 
 def tune(path: Path, *words: str) -> int:
@@ -219,10 +220,9 @@ def test_aarch64_kernels_compute_the_same(tmp_path):
 # other computers
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A TVM RPC server in processes of its own; PyTorch is hidden from it, which it would only load."""
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(folder: Path):
+    """The address of a TVM RPC server in processes of its own; PyTorch is hidden from it, which it would only load."""
     (folder / "torch.py").write_text("raise ImportError")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -240,10 +240,16 @@ def server(tmp_path_factory):
                 break
             except ValueError:
                 assert process.poll() is None
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", lambda: os.killpg(process.pid, 9)
     finally:
         os.killpg(process.pid, 9)
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server")) as (address, _):
+        yield address
 
 
 def test_a_library_is_proven_and_timed_on_another_computer(tmp_path, server):
@@ -254,6 +260,39 @@ def test_a_library_is_proven_and_timed_on_another_computer(tmp_path, server):
     assert set(info["latency_ms"]) == {"tvm_dense", "tvm_sparse"}
     assert set(info["speedup"]) == {"vs_tvm_dense"}
     assert f"Measured on {server}, by its own clock" in text
+
+
+def test_kernels_are_tuned_on_another_computer(tmp_path, server, monkeypatch):
+    path, file = small_file(tmp_path / "m.onnx"), tmp_path / "tuned.json"
+    assert tune(path, "--rpc", server, "--tune", str(file)) == 0
+    kept, text = json.loads(file.read_text()), file.read_bytes()
+    assert kept["cpu"] == server  # without a key, by its address
+    assert all(0 < ms < 1000 for ms in kept["times_ms"].values())
+    assert 0.1 < kept["gigahertz"] < 10
+    assert written(tmp_path / "deploy")[0]["tuned"] == str(file)
+    monkeypatch.setattr(clock, "seconds", None)
+    assert tune(path, "--rpc", server, "--tune", str(file)) == 0  # nothing is measured again
+    assert file.read_bytes() == text
+    file.write_text(json.dumps(kept | {"times_ms": {}}))
+    assert tune(path, "--tune", str(file)) == 2  # not mixed with this computer's
+
+
+def test_a_device_that_is_lost_while_tuning(tmp_path, monkeypatch, capsys):
+    path, file = small_file(tmp_path / "m.onnx"), tmp_path / "tuned.json"
+    with serving(tmp_path) as (address, kill):
+        real = clock.seconds
+
+        def seconds(*arguments):
+            if len(arguments[1]) == 1 and file.exists():
+                kill()
+            return real(*arguments)
+
+        monkeypatch.setattr(clock, "seconds", seconds)
+        assert tune(path, "--rpc", address, "--tune", str(file)) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    assert f"--rpc {address}: " in err
+    assert json.loads(file.read_text())["times_ms"]  # what was measured stays
 
 
 def test_a_device_that_does_not_answer(tmp_path, capsys, server):

@@ -13,7 +13,7 @@ from test_deploy import OTHER, agrees, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
-from deploy import graph, layout, measure, passes, reader, report, targets, tune
+from deploy import clock, graph, layout, lower, measure, passes, reader, report, targets, tune
 
 
 def network_file(path: Path) -> Path:
@@ -62,19 +62,27 @@ def test_a_tuned_library_is_equal_and_nothing_is_measured_twice(tmp_path, monkey
 def test_what_stands_around_a_layer_is_not_counted(tmp_path, monkeypatch):
     network, machine = network_of(network_file(tmp_path / "m.onnx")), targets.find_machine()
     node = next(node for node in network.nodes if node.name == "narrow")
-    calls = [("move_0", 1.0), ("turn_1", 2.0), ("turn_2", 4.0), ("lane_gemm_3", 8.0), ("turn_4", 16.0)]
+    asked = []
 
-    def kernel_times(library, images, runs):
-        assert [name for name, _ in real(library, images, 1)] == [name for name, _ in calls]
-        return calls
+    def program(*arguments):
+        module, layers = real(*arguments)
+        assert [name for name, _ in lower.calls(module)] == ["move_0", "turn_1", "turn_2", "lane_gemm_3", "turn_4"]
+        return module, layers
 
-    real = measure.kernel_times
-    monkeypatch.setattr(measure, "kernel_times", kernel_times)
-    costs = layout.Costs(network, machine, False, 0.0)
-    _, choice, pattern = costs.conv(node, True)
+    def seconds(module, calls, *_):
+        asked.append([name for name, _ in calls])
+        assert [v.name_hint for v in module.functions] == ["lane_gemm_3"]
+        return [8e-3]
+
+    _, choice, pattern = layout.Costs(network, machine, False, 0.0).conv(node, True)
+    gigahertz = clock.peak_gflops(machine) / (2 * machine.lanes * machine.multiply_adds)
+    real = lower.program
+    monkeypatch.setattr(lower, "program", program)
+    monkeypatch.setattr(clock, "seconds", seconds)
+    monkeypatch.setattr(clock, "peak_gflops", lambda *_: gigahertz * 2 * machine.lanes * machine.multiply_adds)
     tuner = tune.Tuner(tmp_path / "tuned.json", machine)
-    clock = measure.peak_gflops(1) / (2 * machine.lanes * machine.multiply_adds)  # GHz
-    assert tuner.cycles(network, node, True, choice, pattern) == pytest.approx(8e6 * clock, rel=0.5)
+    assert tuner.cycles(network, node, True, choice, pattern) == pytest.approx(8e6 * gigahertz)
+    assert asked == [["lane_gemm_3"]]
 
 
 def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
@@ -109,7 +117,7 @@ def test_the_fastest_candidate_is_taken_whichever_it_is(tmp_path, monkeypatch):
     network = graph.Graph([node], {"x": (1, 48, 8, 8), "y": (1, 32, 8, 8)}, "x", "y")
     asked, fastest = [], None
 
-    def milliseconds(graph, machine, arranged):
+    def milliseconds(graph, machine, arranged, place):
         asked.append((bool(arranged.lanes), arranged.choices["y"]))
         return 0.001 if asked[-1] == fastest else 1.0
 
@@ -138,7 +146,6 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
         (json.dumps(good | {"target": "z80"}), [], "was measured with target z80, not"),
         (json.dumps(good), [], "was measured on another processor (another one)"),
         (None, ["--target", OTHER], f"this computer cannot time {OTHER}'s"),
-        (None, ["--rpc", "127.0.0.1:9090"], "measures on this computer, not through --rpc"),
     ]
     for content, words, message in cases:
         file.unlink(missing_ok=True)
@@ -154,7 +161,8 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
 def test_a_shipped_file_serves_where_nothing_can_be_measured(tmp_path, monkeypatch):
     path, file = small_file(tmp_path / "m.onnx"), tmp_path / "tuned.json"
     with monkeypatch.context() as there:
-        there.setattr(tune, "runs_here", lambda machine: True)
+        there.setattr(clock, "runs_here", lambda machine: True)
+        there.setattr(clock, "peak_gflops", lambda *_: 16.0)
         there.setattr(tune, "milliseconds", lambda *_: 1.0)
         deploy.compile_onnx(path, OTHER, threads=1, tune=file)
     made = json.loads(file.read_text()) | {"cpu": "another one"}
