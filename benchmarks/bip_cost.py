@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models  # noqa: E402
-import pruning  # noqa: E402
-from benchmarks.train_throughput import Batch, race  # noqa: E402
-from pruning.selection import largest  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.files import save_text  # noqa: E402
-from utils.loss import Loss  # noqa: E402
-from utils.report import markdown  # noqa: E402
-from utils.run import Run  # noqa: E402
+import models
+import pruning
+from benchmarks.jobs import RESULTS
+from benchmarks.train_throughput import Batch, race
+from pruning.selection import largest
+from utils import machine
+from utils.files import save_text
+from utils.loss import Loss
+from utils.report import markdown
+from utils.run import Run
 
 KEPT = 0.1
 METHODS = {"dense": {}, "bip": {"k": KEPT}, "hydra": {"k": KEPT}, "imp": {"k": KEPT}}
@@ -119,7 +119,7 @@ of bip and hydra.
 - Command: `{command} --image_size {options.image_size} --rounds {options.rounds}`
 - Machine: {what}; torch {torch.__version__}; commit {where["commit"]}
 """
-    save_text(ROOT / "benchmarks" / "results" / "bip_cost.md", text)
+    save_text(RESULTS / "bip_cost.md", text)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,17 @@ Runs `imagenet.py` once for every row of the table and every seed, all with the 
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import machine  # noqa: E402
-from utils.files import atomic, save_text  # noqa: E402
-from utils.report import markdown  # noqa: E402
+from benchmarks.jobs import RESULTS, ROOT, finished, medians, run, summary
+from utils import machine
+from utils.files import atomic, save_text
+from utils.report import markdown
 
 METHODS = {
     "weight": ["--conv_type", "UnstructureConv"],
@@ -34,7 +31,6 @@ ROWS = {"dense": (["--conv_type", "DenseConv"], True)} | {
     for rate in RATES
     for name, flags in METHODS.items()
 }
-RUNTIMES = ("onnxruntime_dense", "tvm_dense", "tvm_sparse")
 
 
 def main() -> None:
@@ -57,9 +53,8 @@ def main() -> None:
     for row, (_, compiled) in ROWS.items():  # after all training: nothing else may run while latency is measured
         if compiled:
             run("model_tune.py", "--onnx_path", job(options, row) / "model.onnx", "--threads", options.threads)
-    results = ROOT / "benchmarks" / "results"
-    save_text(results / "cifar10_1xn.md", text(options))
-    draw(options, results / "cifar10_1xn.png")
+    save_text(RESULTS / "cifar10_1xn.md", text(options))
+    draw(options, RESULTS / "cifar10_1xn.png")
 
 
 def job(options: argparse.Namespace, row: str, seed: int | None = None) -> Path:
@@ -69,7 +64,7 @@ def job(options: argparse.Namespace, row: str, seed: int | None = None) -> Path:
 
 def train(options: argparse.Namespace, row: str, seed: int) -> None:
     job_dir = job(options, row, seed)
-    if (job_dir / "summary.json").exists():
+    if finished(job_dir):
         return
     common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", options.data_path]
     common += ["--pretrained_model", options.pretrained_model, "--seed", seed, "--amp", "--resume"]
@@ -77,26 +72,10 @@ def train(options: argparse.Namespace, row: str, seed: int) -> None:
     run("imagenet.py", *common, *ROWS[row][0], "--export_onnx", "--job_dir", job_dir)
 
 
-def run(*command: object) -> None:
-    command = [sys.executable, *map(str, command)]
-    print("$", *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-
-
-def summary(options: argparse.Namespace, row: str, seed: int) -> dict:
-    return json.loads((job(options, row, seed) / "summary.json").read_text())
-
-
 def tuned(options: argparse.Namespace, row: str) -> list[float]:
     """Top-1 of every seed that has run."""
-    there = [seed for seed in options.seeds if (job(options, row, seed) / "summary.json").exists()]
-    return [summary(options, row, seed)["accuracy"]["tuned"]["top1"] for seed in there]
-
-
-def latency(options: argparse.Namespace, row: str) -> list[float]:
-    """Median milliseconds of every runtime."""
-    deploy = json.loads((job(options, row) / "deploy" / "deploy.json").read_text())
-    return [deploy["latency_ms"][runtime]["median"] for runtime in RUNTIMES]
+    there = filter(finished, (job(options, row, seed) for seed in options.seeds))
+    return [summary(job_dir)["accuracy"]["tuned"]["top1"] for job_dir in there]
 
 
 def text(options: argparse.Namespace) -> str:
@@ -105,18 +84,16 @@ def text(options: argparse.Namespace) -> str:
     times = [["", "ONNX Runtime, dense", "ours, dense", "ours, sparse", "against ONNX Runtime", "against ours, dense"]]
     dense = statistics.mean(tuned(options, "dense"))
     for row, (_, compiled) in ROWS.items():
-        first, top1 = summary(options, row, options.seeds[0]), tuned(options, row)
+        first, top1 = summary(job(options, row)), tuned(options, row)
         figures = [f"{100 * first['totals']['sparsity']:.1f} %", f"{first['accuracy']['pruned']['top1']:.2f}"]
         figures += [f"{value:.2f}" for value in top1] + ["not run"] * (len(options.seeds) - len(top1))
         mean = statistics.mean(top1)
         accuracy.append([row, *figures, f"{mean:.2f}", f"{mean - dense:+.2f}"])
         if compiled:
-            ort, ours, sparse = latency(options, row)
+            ort, ours, sparse = medians(job(options, row))
             ms = [f"{value:.3f} ms" for value in (ort, ours, sparse)]
             times.append([row, *ms, f"{ort / sparse:.2f} x", f"{ours / sparse:.2f} x"])
-    before = summary(options, "dense", options.seeds[0])["accuracy"]["dense"]["top1"]
-    where = machine.describe()
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    before = summary(job(options, "dense"))["accuracy"]["dense"]["top1"]
     return f"""# CIFAR-10, {options.arch}: 1xN blocks and their baselines
 
 The pictures were JPEG-compressed, so published accuracies do not transfer: the published weights score {before:.2f} %
@@ -138,7 +115,7 @@ Batch 1, 32x32, {options.threads} thread(s), medians; the three runtimes interle
 {markdown(times)}
 - Command: `python benchmarks/cifar10_1xn.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
   --num_epochs {options.num_epochs} --threads {options.threads}`
-- Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
+- Machine: {machine.line()}
 """
 
 

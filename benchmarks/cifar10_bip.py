@@ -7,19 +7,18 @@ Every run has the same epochs; an interrupted or repeated call does what is miss
 """
 
 import argparse
-import json
 import statistics
 import sys
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.sweep import draw, job, point, run, summary  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.files import save_text  # noqa: E402
-from utils.report import markdown  # noqa: E402
+from benchmarks.jobs import RESULTS, ROOT, fewer, finished, medians, run, summary
+from benchmarks.sweep import draw, job, point
+from utils import machine
+from utils.files import save_text
+from utils.report import markdown
 
 SHARES = (0.1, 0.05)
 METHODS = {  # in the paper's order at these shares
@@ -35,7 +34,6 @@ BLOCKS = {
     "one-shot, 1x8 blocks, rearranged": "block_l1 --N 8 --pr_target 0.75 --rearrange --lr 0.1",
 }
 SHARE_OF_BLOCKS = 0.25
-RUNTIMES = ("onnxruntime_dense", "tvm_dense", "tvm_sparse")
 
 
 def main() -> None:
@@ -53,7 +51,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing: write what is finished")
     options = parser.parse_args()
     if options.pictures:
-        options.data_path = subset(options.data_path, options.job_dir / "pictures", options.pictures)
+        folder = options.job_dir / "pictures"
+        options.data_path = fewer(options.data_path, folder, options.pictures, options.pictures // 2)
 
     common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", options.data_path, "--amp"]
     common += ["--pretrained_model", options.pretrained_model, "--num_epochs", options.num_epochs]
@@ -65,23 +64,10 @@ def main() -> None:
         for method in [] if options.no_latency else BLOCKS.values():
             network = job(options.job_dir, method, SHARE_OF_BLOCKS, options.seeds[0]) / "model.onnx"
             run("model_tune.py", "--onnx_path", network, "--threads", options.threads)
-    results = ROOT / "benchmarks" / "results"
-    save_text(results / "cifar10_bip.md", text(options))
+    save_text(RESULTS / "cifar10_bip.md", text(options))
     curves = {"dense": {1.0: top1(options, DENSE, 1.0)}}
     curves |= {label: {k: top1(options, method, k) for k in SHARES} for label, method in methods(options).items()}
-    draw(curves, f"{options.arch} on CIFAR-10, {options.num_epochs} epochs", results / "cifar10_bip.png")
-
-
-def subset(path: Path, folder: Path, count: int) -> Path:
-    """A tree of links to the first `count` training pictures of every class, and half as many test pictures."""
-    for part, number in (("train", count), ("test", count // 2)):
-        for label in sorted((path / part).iterdir()):
-            (folder / part / label.name).mkdir(parents=True, exist_ok=True)
-            for picture in sorted(label.iterdir())[:number]:
-                link = folder / part / label.name / picture.name
-                if not link.exists():
-                    link.symlink_to(picture.resolve())
-    return folder
+    draw(curves, f"{options.arch} on CIFAR-10, {options.num_epochs} epochs", RESULTS / "cifar10_bip.png")
 
 
 def methods(options: argparse.Namespace) -> dict[str, str]:
@@ -98,7 +84,7 @@ def rows(options: argparse.Namespace) -> list[tuple[str, str, float]]:
 def top1(options: argparse.Namespace, method: str, k: float) -> list[float]:
     """Of every seed that has run."""
     folders = [job(options.job_dir, method, k, seed) for seed in options.seeds]
-    return [summary(f)["accuracy"]["tuned"]["top1"] for f in folders if (f / "summary.json").exists()]
+    return [summary(f)["accuracy"]["tuned"]["top1"] for f in filter(finished, folders)]
 
 
 def text(options: argparse.Namespace) -> str:
@@ -111,18 +97,15 @@ def text(options: argparse.Namespace) -> str:
             table.append([label, f"{100 * k:g} %", f"{before:.2f}", *cells, f"{statistics.mean(reached):.2f}"])
     times = [["", "ONNX Runtime, dense", "ours, dense", "ours, sparse", "against ONNX Runtime", "top-1"]]
     for label, method in BLOCKS.items():
-        deploy = job(options.job_dir, method, SHARE_OF_BLOCKS, options.seeds[0]) / "deploy" / "deploy.json"
-        if deploy.exists():
-            latency = json.loads(deploy.read_text())["latency_ms"]
-            ort, ours, sparse = (latency[runtime]["median"] for runtime in RUNTIMES)
+        job_dir = job(options.job_dir, method, SHARE_OF_BLOCKS, options.seeds[0])
+        if (job_dir / "deploy" / "deploy.json").exists():
+            ort, ours, sparse = medians(job_dir)
             reached = statistics.mean(top1(options, method, SHARE_OF_BLOCKS))
             cells = [*(f"{value:.3f} ms" for value in (ort, ours, sparse)), f"{ort / sparse:.2f} x", f"{reached:.2f}"]
             times.append([label, *cells])
     count = {part: sum(1 for _ in (options.data_path / part).glob("*/*")) for part in ("train", "test")}
     before = summary(job(options.job_dir, DENSE, 1.0, options.seeds[0]))["accuracy"]["dense"]["top1"]
     size = f"--pictures {options.pictures} " if options.pictures else ""
-    where = machine.describe()
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return f"""# CIFAR-10, {options.arch}: learned masks
 
 {options.num_epochs} epochs of {count["train"]:,} training pictures for every row, in batches of
@@ -148,7 +131,7 @@ mean of all seeds.
 - Command: `python benchmarks/cifar10_bip.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
   --num_epochs {options.num_epochs} --train_batch_size {options.train_batch_size} {size}--threads {options.threads}
   --seeds {" ".join(map(str, options.seeds))}`
-- Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
+- Machine: {machine.line()}
 """
 
 

@@ -12,20 +12,18 @@ import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.sweep import run, summary  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.files import atomic, save_text  # noqa: E402
-from utils.report import beside, markdown  # noqa: E402
+from benchmarks.jobs import RESULTS, ROOT, fewer, finished, medians, run, summary
+from utils import machine
+from utils.files import atomic, save_text
+from utils.report import beside, markdown
 
 PUBLISHED_UPDATES, PUBLISHED_STRENGTH = 480 * 781, 1e-4
 SCHEDULE = (
     "flops_target", "num_epochs", "train_batch_size", "lasso_strength", "compactor_momentum", "before_mask_iters",
     "begin_granularity", "mask_end",
 )  # fmt: skip
-RUNTIMES = {"onnxruntime_dense": "ONNX Runtime", "tvm_sparse": "compiled by model_tune.py"}
 
 
 def main() -> None:
@@ -53,34 +51,19 @@ def main() -> None:
     train(options, options.data_path, dense, options.pretrained_model, ["--method", "dense", *tuning])
     asked = [word for name in SCHEDULE for word in (f"--{name}", getattr(options, name))]
     fixed = ["--mask_interval", 1, "--lr", 0.01, "--lr_policy", "cos_step", "--warmup_length", 0]
-    part = first_pictures(options.data_path, options.pictures, options.job_dir / f"part_{options.pictures}")
+    part = fewer(options.data_path, options.job_dir / f"part_{options.pictures}", options.pictures // 10)
     train(options, part, narrow, dense / "checkpoint" / "final.pt", ["--method", "resrep", *asked, *fixed])
     if options.no_latency:
         return
     for job_dir in (dense, narrow):
         if not (job_dir / "deploy" / "deploy.json").exists():
             run("model_tune.py", "--onnx_path", job_dir / "model.onnx", "--threads", options.threads)
-    results = ROOT / "benchmarks" / "results"
-    save_text(results / "cifar10_resrep.md", text(options, dense, narrow))
-    draw(summary(narrow)["layers"], results / "cifar10_resrep.png")
-
-
-def first_pictures(source: Path, count: int, folder: Path) -> Path:
-    """A folder like `source` with links to as many training pictures, equally many of each class, and all others."""
-    classes = sorted((source / "train").iterdir())
-    for label in classes:
-        (folder / "train" / label.name).mkdir(parents=True, exist_ok=True)
-        for picture in sorted(label.iterdir())[: count // len(classes)]:
-            link = folder / "train" / label.name / picture.name
-            if not link.exists():
-                link.symlink_to(picture.resolve())
-    if not (folder / "test").exists():
-        (folder / "test").symlink_to((source / "test").resolve())
-    return folder
+    save_text(RESULTS / "cifar10_resrep.md", text(options, dense, narrow))
+    draw(summary(narrow)["layers"], RESULTS / "cifar10_resrep.png")
 
 
 def train(options: argparse.Namespace, data_path: Path, job_dir: Path, start: Path, own: list) -> None:
-    if (job_dir / "summary.json").exists():
+    if finished(job_dir):
         return
     common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", data_path, "--amp", "--resume"]
     common += ["--pretrained_model", start, "--weight_decay", 1e-4, "--export_onnx", "--job_dir", job_dir]
@@ -88,10 +71,10 @@ def train(options: argparse.Namespace, data_path: Path, job_dir: Path, start: Pa
 
 
 def text(options: argparse.Namespace, dense: Path, narrow: Path) -> str:
-    rows = [["", "top-1", "multiply-adds", "parameters", *RUNTIMES.values()]]
+    rows = [["", "top-1", "multiply-adds", "parameters", "ONNX Runtime", "compiled by model_tune.py"]]
     for name, job_dir in (("dense, fine-tuned", dense), ("narrow, converted", narrow)):
-        of, deploy = summary(job_dir), json.loads((job_dir / "deploy" / "deploy.json").read_text())
-        sums, times = of["totals"], [f"{deploy['latency_ms'][key]['median']:.3f} ms" for key in RUNTIMES]
+        of, (runtime, _, compiled) = summary(job_dir), medians(job_dir)
+        sums, times = of["totals"], [f"{ms:.3f} ms" for ms in (runtime, compiled)]
         share = f"{100 * sums['macs_kept'] / sums['macs']:.1f} %"
         counts = [f"{sums['macs_kept'] / 1e6:.2f} M ({share})", f"{sums['parameters_kept'] / 1e6:.3f} M"]
         rows.append([name, f"{of['accuracy']['tuned']['top1']:.2f} %", *counts, *times])
@@ -106,8 +89,6 @@ def text(options: argparse.Namespace, dense: Path, narrow: Path) -> str:
     verdict = "reached" if share <= options.flops_target else "not reached: rows above the threshold stay"
     updates = options.num_epochs * (options.pictures // options.train_batch_size)
     stronger = options.lasso_strength / PUBLISHED_STRENGTH
-    where = machine.describe()
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return f"""# CIFAR-10, {options.arch}: ResRep
 
 The pictures were JPEG-compressed, so published accuracies do not transfer: the published weights score {start:.2f} % on
@@ -135,7 +116,7 @@ after {options.before_mask_iters} updates, then after every update until {option
 Latency: batch 1, 32x32, {options.threads} thread(s), medians; a network's runtimes interleaved by `model_tune.py`.
 
 - Command: `python benchmarks/cifar10_resrep.py {shlex.join(arguments())}`
-- Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions}; commit {where["commit"]}
+- Machine: {machine.line()}
 """
 
 

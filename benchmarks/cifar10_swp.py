@@ -9,28 +9,25 @@ them a VGG16 whose shapes are learned on digits, in minutes. Interrupted, it goe
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.count import PublishedCost, published_cost  # noqa: E402
-from utils.files import save_text  # noqa: E402
-from utils.report import markdown  # noqa: E402
+import models
+from benchmarks.jobs import RESULTS, ROOT, finished, medians, run, summary
+from utils import machine
+from utils.count import PublishedCost, published_cost
+from utils.files import save_text
+from utils.report import markdown
 
 PUBLISHED = [  # from scratch, 160 epochs
     ["VGG16, published", "+0.4", "-92.66 %", "-71.16 %"],
     ["ResNet-56, published", "-0.12", "-75.6 %", "-77.7 %"],
 ]
-RUNTIMES = ("onnxruntime_dense", "tvm_dense", "tvm_sparse")
 
 
 def main() -> None:
@@ -48,17 +45,8 @@ def main() -> None:
     options = parser.parse_args()
 
     dense, stripes = options.job_dir / "dense", options.job_dir / "stripes"
-    train(
-        options,
-        dense,
-        options.pretrained_model,
-        "--method",
-        "dense",
-        "--num_epochs",
-        options.dense_epochs,
-        "--lr",
-        0.02,
-    )
+    tuning = ["--method", "dense", "--num_epochs", options.dense_epochs, "--lr", 0.02]
+    train(options, dense, options.pretrained_model, *tuning)
     pruning = ["--method", "stripe", "--pr_target", options.pr_target, "--lr", options.lr]
     train(options, stripes, dense / "checkpoint" / "final.pt", *pruning, "--num_epochs", options.num_epochs)
     learn_vgg(options)
@@ -66,16 +54,15 @@ def main() -> None:
         return
     for name in ("dense", "stripes", "vgg_dense", "vgg_stripes"):  # after all training: nothing else may run now
         run("model_tune.py", "--onnx_path", options.job_dir / name / "model.onnx", "--threads", options.threads)
-    results = ROOT / "benchmarks" / "results"
-    save_text(results / "cifar10_swp.md", text(options))
+    save_text(RESULTS / "cifar10_swp.md", text(options))
     for name, job in {"cifar10_swp": "stripes", "cifar10_swp_vgg": "vgg"}.items():
-        shutil.copy(options.job_dir / job / "shapes.png", results / f"{name}.png")
+        shutil.copy(options.job_dir / job / "shapes.png", RESULTS / f"{name}.png")
 
 
 def learn_vgg(options: argparse.Namespace) -> None:
     """VGG16 from scratch on digits of 16x16, then exported for CIFAR's 32x32, as is the dense one."""
     common, learned = ["--arch", "vgg16_bn", "--data_set", "digits"], options.job_dir / "vgg"
-    if not (learned / "summary.json").exists():
+    if not finished(learned):
         training = ["--image_size", 16, "--train_batch_size", 64, "--lr", 0.1, "--weight_decay", 1e-4, "--amp"]
         pruning = ["--method", "stripe", "--pr_target", 0.7, "--pr_unit", "macs", "--num_epochs", 12]
         run("imagenet.py", *common, *training, *pruning, "--job_dir", learned)
@@ -88,17 +75,11 @@ def learn_vgg(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace, job_dir: Path, start: Path, *arguments: object) -> None:
-    if (job_dir / "summary.json").exists():
+    if finished(job_dir):
         return
     common = ["--arch", options.arch, "--data_set", "cifar10", "--data_path", options.data_path, "--amp", "--resume"]
     common += ["--train_batch_size", 128, "--weight_decay", 1e-4, "--pretrained_model", start, "--export_onnx"]
     run("imagenet.py", *common, *arguments, "--job_dir", job_dir)
-
-
-def run(*command: object) -> None:
-    command = [sys.executable, *map(str, command)]
-    print("$", *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
 def cost(arch: str, file: Path | None = None) -> PublishedCost:
@@ -116,10 +97,8 @@ def change(arch: str, job_dir: Path) -> list[str]:
 
 
 def text(options: argparse.Namespace) -> str:
-    dense, stripes, vgg = (
-        json.loads((options.job_dir / name / "summary.json").read_text()) for name in ("dense", "stripes", "vgg")
-    )
-    top1, before = (summary["accuracy"]["tuned"]["top1"] for summary in (stripes, dense))
+    dense, stripes, vgg = (summary(options.job_dir / name) for name in ("dense", "stripes", "vgg"))
+    top1, before = (of["accuracy"]["tuned"]["top1"] for of in (stripes, dense))
     totals = stripes["totals"]
     kept = {key: f"{totals[f'{key}_kept'] / 1e6:.3f} M of {totals[key] / 1e6:.3f} M" for key in ("macs", "parameters")}
     layers = [layer for layer in stripes["layers"] if "positions" in layer]
@@ -138,13 +117,9 @@ def text(options: argparse.Namespace) -> str:
     times = [["", "ONNX Runtime", "ours, every layer dense", "ours, stripes found"]]
     for name in ("dense", "stripes", "vgg_dense", "vgg_stripes"):
         arch = "vgg16_bn" if name.startswith("vgg") else options.arch
-        deploy = json.loads((options.job_dir / name / "deploy" / "deploy.json").read_text())
-        medians = [f"{deploy['latency_ms'][runtime]['median']:.3f} ms" for runtime in RUNTIMES]
-        times.append([f"{arch}, {name.removeprefix('vgg_')}", *medians])
-    where = machine.describe()
+        cells = [f"{ms:.3f} ms" for ms in medians(options.job_dir / name)]
+        times.append([f"{arch}, {name.removeprefix('vgg_')}", *cells])
     commit = json.loads((options.job_dir / "stripes" / "run.json").read_text())["commit"]
-    trained = "" if commit == where["commit"] else "; trained at an earlier revision"
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return f"""# CIFAR-10, {options.arch}: stripe-wise pruning
 
 The published networks were trained from scratch for 160 epochs. Here the published dense weights are the start; as
@@ -176,8 +151,7 @@ of stripes are broken networks: dead filters and branches are gone, filters of l
 - Command: `python benchmarks/cifar10_swp.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
   --arch {options.arch} --dense_epochs {options.dense_epochs} --num_epochs {options.num_epochs} --lr {options.lr}
   --pr_target {options.pr_target} --threads {options.threads}`
-- Machine: {where["cpu"]}, {where["cores"]} cores; Python {where["python"]}; {versions};
-  commit {where["commit"]}{trained}
+- Machine: {machine.line()}; trained at {commit}
 """
 
 

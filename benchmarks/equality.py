@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import machine  # noqa: E402
+from benchmarks.jobs import RESULTS
+from utils import machine
 
 NETWORKS = (
     "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet50", "resnet20",
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--N", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--kept", nargs="+", type=float, default=[1.0, 0.5, 0.25, 0.1])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "equality.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "equality.md")
     options = parser.parse_args()
     rows, worst = [], 0.0
     for name in options.networks:
@@ -47,11 +47,9 @@ def main() -> None:
         for kept in options.kept:
             cells = [f"{errors[kept, N]:.0e}" if (kept, N) in errors else "" for N in options.N]
             rows.append(f"| {name} | {kept:.0%} | {' | '.join(cells)} |")
-    where = machine.describe()
-    packages = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     how = [
         f"- Command: `python {' '.join(sys.argv)}`",
-        f"- Machine: {where['cpu']}; {packages}; commit {where['commit']}",
+        f"- Machine: {machine.line()}",
     ]
     head = ["network", "kept", *(f"N={N}" for N in options.N)]
     lines = ["# Compiled networks against ONNX Runtime: largest relative error of the outputs", ""]

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data  # noqa: E402
-from data.sources import TRAIN_FOLDERS  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.files import save_text  # noqa: E402
-from utils.report import markdown  # noqa: E402
+import data
+from benchmarks.jobs import RESULTS
+from data.sources import TRAIN_FOLDERS
+from utils import machine
+from utils.files import save_text
+from utils.report import markdown
 
 PACKAGES = ("torch", "torchvision", "pillow", "nvidia-dali-cuda130")
 
@@ -55,7 +55,7 @@ def main() -> None:
                     f"{name}: {measured[0]:.0f} pictures per second of a core, {measured[1]:.0f} of the clock",
                     flush=True,
                 )
-    save_text(ROOT / "benchmarks" / "results" / "loaders.md", text(options, rounds))
+    save_text(RESULTS / "loaders.md", text(options, rounds))
 
 
 def reference(options: argparse.Namespace) -> torch.utils.data.DataLoader:

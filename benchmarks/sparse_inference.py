@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.sparse_report import DENSE, KNOWN, KNOWN_POINTS, PEERS, POINTS, TARGETS, Point, speed_table, write  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.files import save_json  # noqa: E402
-from utils.report import markdown  # noqa: E402
+from benchmarks.jobs import RESULTS, ROOT
+from benchmarks.sparse_report import DENSE, KNOWN, KNOWN_POINTS, PEERS, POINTS, TARGETS, Point, speed_table, write
+from utils import machine
+from utils.files import save_json
+from utils.report import markdown
 
 TOLERANCE = 1e-4  # relative, of the outputs
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn")  # 32 pixels a side, ten classes
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200, help="timed calls of every build")
     parser.add_argument("--image_size", type=int, help="default: 224, CIFAR's networks 32")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=ROOT / "experiments" / "sparse_inference", help="of ONNX files")
     parser.add_argument("--layers", nargs=3, metavar=("NETWORK", "N", "RATE"), help="kernel by kernel; 0 0 is dense")
     options = parser.parse_args()

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from utils import machine
 from utils.files import atomic, save_text
 from utils.report import markdown
 
@@ -201,10 +202,8 @@ def provenance(entries: list[dict]) -> str:
     told: dict[str, list[str]] = {}
     for entry in entries:
         where = entry["machine"]
-        versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
         tunables = f"; GLIBC_TUNABLES={where['tunables']}" if where["tunables"] else ""
-        how = f"`{entry['command']}`, {where['cpu']}, {where['cores']} cores; Python {where['python']}; {versions}"
-        how += f"{tunables}; commit {where['commit']}"
+        how = f"`{entry['command']}`, {machine.line(where)}{tunables}"
         what = f"{entry['network']} with {entry['threads']} thread(s) ({entry['date']}, {entry['peak_gflops']} GFLOP/s)"
         told.setdefault(how, []).append(what)
     return "".join(f"- {', '.join(what)}: {how}\n" for how, what in told.items())

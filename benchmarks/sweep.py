@@ -8,20 +8,17 @@ Writes `sweep.md` and `sweep.png` to the folder, of what is finished there.
 """
 
 import argparse
-import json
-import os
 import shlex
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import machine  # noqa: E402
-from utils.files import atomic, save_text  # noqa: E402
-from utils.report import markdown  # noqa: E402
+from benchmarks.jobs import finished, run, summary
+from utils import machine
+from utils.files import atomic, save_text
+from utils.report import markdown
 
 Points = dict[str, dict[float, list[float]]]  # method -> share kept -> top-1 of every seed
 
@@ -44,8 +41,7 @@ def main() -> None:
     for method, curve in points.items():
         for k, top1 in curve.items():
             rows.append([method, f"{k:g}", *(f"{v:.2f}" for v in top1), f"{statistics.mean(top1):.2f}"])
-    command, where = f"python benchmarks/sweep.py {shlex.join(sys.argv[1:])}", machine.describe()
-    how = f"`{command}`; {where['cpu']}, {where['cores']} cores; commit {where['commit']}"
+    how = f"`python benchmarks/sweep.py {shlex.join(sys.argv[1:])}`; {machine.line()}"
     text = f"# Top-1 by method and share kept\n\n{markdown(rows)}\n![curves](sweep.png)\n\n{how}\n"
     save_text(options.job_dir / "sweep.md", text)
     draw(points, "accuracy against sparsity", options.job_dir / "sweep.png")
@@ -54,7 +50,7 @@ def main() -> None:
 def point(folder: Path, method: str, k: float, seed: int, common: list) -> float:
     """Top-1 of one run, made now if it is not there yet; `method` may have further options."""
     job_dir = job(folder, method, k, seed)
-    if not (job_dir / "summary.json").exists():
+    if not finished(job_dir):
         own = ["--method", *shlex.split(method), "--k", k, "--seed", seed, "--resume", "--job_dir", job_dir]
         run("imagenet.py", *common, *own)
     return summary(job_dir)["accuracy"]["tuned"]["top1"]
@@ -62,16 +58,6 @@ def point(folder: Path, method: str, k: float, seed: int, common: list) -> float
 
 def job(folder: Path, method: str, k: float, seed: int) -> Path:
     return folder / f"{'_'.join(word.lstrip('-') for word in shlex.split(method))}_k{k:g}_seed{seed}"
-
-
-def summary(job_dir: Path) -> dict:
-    return json.loads((job_dir / "summary.json").read_text())
-
-
-def run(*command: object) -> None:
-    command = [sys.executable, *map(str, command)]
-    print("$", *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
 def draw(points: Points, title: str, path: Path) -> None:

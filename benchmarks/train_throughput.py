@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models  # noqa: E402
-import pruning  # noqa: E402
-from utils import machine  # noqa: E402
-from utils.files import save_text  # noqa: E402
-from utils.loss import Loss  # noqa: E402
-from utils.report import markdown  # noqa: E402
-from utils.run import Run  # noqa: E402
+import models
+import pruning
+from benchmarks.jobs import RESULTS
+from utils import machine
+from utils.files import save_text
+from utils.loss import Loss
+from utils.report import markdown
+from utils.run import Run
 
 SIZE = {"resnet20": 32, "resnet56": 32, "vgg16_bn": 32}
 
@@ -134,7 +134,7 @@ the last column is the median of the ratios within a round.
 - Command: `{command}`
 - Machine: {what}; torch {torch.__version__}; commit {where["commit"]}
 """
-    save_text(ROOT / "benchmarks" / "results" / f"train_throughput_{device.type}.md", text)
+    save_text(RESULTS / f"train_throughput_{device.type}.md", text)
 
 
 if __name__ == "__main__":

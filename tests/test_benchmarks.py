@@ -27,7 +27,8 @@ def measured(points: dict[Point, float]) -> dict:
 
 
 def entry(network: str, points: dict[Point, float], threads: int = 1, size: int = 224) -> dict:
-    where = {"cpu": "a processor", "cores": 2, "python": "3", "versions": {"tvm": "1"}, "tunables": None, "commit": "c"}
+    where = {"cpu": "a processor", "cores": 2, "gpus": [], "python": "3", "versions": {"tvm": "1"}, "commit": "c"}
+    where["tunables"] = None
     how = {"machine": where, "command": "python it", "date": "today", "runs": 10}
     return {"network": network, "image_size": size, "threads": threads} | measured(points) | how
 

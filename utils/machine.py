@@ -34,6 +34,14 @@ def describe() -> dict:
     }
 
 
+def line(where: dict | None = None) -> str:
+    """What `describe` gives (or gave), as results quote it."""
+    where = where or describe()
+    packages = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
+    computer = ", ".join([where["cpu"], f"{where['cores']} cores", *where["gpus"]])
+    return f"{computer}; Python {where['python']}; {packages}; commit {where['commit']}"
+
+
 def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
     return {name: _version(name) for name in packages}
 
