@@ -40,6 +40,13 @@ def _flat(length: int):
     return relax.TensorType((int(length),), "float32")
 
 
+TILES = {
+    "pixel": "{} rows x {} vectors of pixels",
+    "row": "{} rows x all pixels",
+    "lanes": "{} rows in lanes x {} pixels",
+}
+
+
 @dataclass
 class Program:
     """The Relax function under construction."""
@@ -90,6 +97,21 @@ class Program:
         """`tensor` as a plain (B, C, H, W) array."""
         return self.fetch(tensor)[0]
 
+    def record(self, node: Conv) -> None:
+        """Add what deploy.json says of a layer."""
+        pattern, choice = self.layout.patterns[node.output], self.layout.choices[node.output]
+        tile = TILES[choice.kernel].format(choice.group, choice.vectors)
+        row = {
+            "name": node.name,
+            "shape": list(node.weight.shape),
+            "pixels": int(np.prod(self.shape(node.output)[2:])),
+            "N": pattern.block if pattern.density < 1 else None,
+            "density": round(pattern.density, 4),
+            "kernel": f"{'sparse' if choice.sparse else 'dense'}, {tile}" + (", depthwise inside" if node.first else ""),
+            "sparse": choice.sparse,
+        }
+        self.layers.append(row)
+
     def lower(self, node: Node) -> None:
         if any(node is expand for expand in self.layout.expansions.values()):
             return  # inside the kernel of the convolution that reads it
@@ -127,31 +149,9 @@ def _conv(p: Program, node: Conv):
     )  # fmt: skip
     residual = [p.planes(name) for name in node.inputs[1:]]
     arguments = [x, packed.weight, packed.offset, packed.pointer, packed.bias, _starts(bands), *residual]
-    p.layers.append(layer_row(p, node))
+    p.record(node)
     make = kernels.pixel_gemm if choice.kernel == "pixel" else kernels.row_gemm
     return p.call(make, spec, arguments, p.size(node.output))
-
-
-TILES = {
-    "pixel": "{} rows x {} vectors of pixels",
-    "row": "{} rows x all pixels",
-    "lanes": "{} rows in lanes x {} pixels",
-}
-
-
-def layer_row(p: Program, node: Conv) -> dict:
-    """What deploy.json says of a layer."""
-    pattern, choice = p.layout.patterns[node.output], p.layout.choices[node.output]
-    tile = TILES[choice.kernel].format(choice.group, choice.vectors)
-    return {
-        "name": node.name,
-        "shape": list(node.weight.shape),
-        "pixels": int(np.prod(p.shape(node.output)[2:])),
-        "N": pattern.block if pattern.density < 1 else None,
-        "density": round(pattern.density, 4),
-        "kernel": f"{'sparse' if choice.sparse else 'dense'}, {tile}" + (", depthwise inside" if node.first else ""),
-        "sparse": choice.sparse,
-    }
 
 
 def _window(p: Program, node: Window):

@@ -41,8 +41,6 @@ def _bare(node: Conv, choice) -> Product:
 
 
 def conv(p, node: Conv):
-    from .lower import layer_row
-
     m, window, expand = p.machine, node.first or node, p.layout.expansions.get(node.output)
     batch, _, rows, columns = p.shape(node.output)
     y, choice, wider = p.made(node.output), p.layout.choices[node.output], []
@@ -67,12 +65,12 @@ def conv(p, node: Conv):
             cycles=spec.cycles + round(batch * first.cycles),
         )  # fmt: skip
         wider.append(np.array(spec.expand_starts(), np.int32))
-        p.layers.append(layer_row(p, expand))
+        p.record(expand)
     product, packed = _product(node, p, spec.source, spec.taps)
     spec = replace(spec, product=product, rows_first=packed[0].nbytes > 4 * source.size)
     arguments = [x, *packed, np.array(spec.starts(), np.int32)]
     arguments += _depthwise(node.first, m.lanes) if node.first else []
-    p.layers.append(layer_row(p, node))
+    p.record(node)
     return p.call(lane_gemm, spec, [*arguments, *wider, *(value for value, _ in residual)], batch * y.size)
 
 
