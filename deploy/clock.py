@@ -11,9 +11,8 @@ from utils.machine import cpu_name
 from . import emit
 from .build import generate
 from .library import set_threads
+from .remote import LOST
 from .targets import Machine, runs_here
-
-LOST = "the device stopped answering"
 
 
 class Here:

@@ -100,14 +100,14 @@ class Program:
     def record(self, node: Conv) -> None:
         """Add what deploy.json says of a layer."""
         pattern, choice = self.layout.patterns[node.output], self.layout.choices[node.output]
-        tile = TILES[choice.kernel].format(choice.group, choice.vectors)
+        tile, inside = TILES[choice.kernel].format(choice.group, choice.vectors), ", depthwise inside"
         row = {
             "name": node.name,
             "shape": list(node.weight.shape),
             "pixels": int(np.prod(self.shape(node.output)[2:])),
             "N": pattern.block if pattern.density < 1 else None,
             "density": round(pattern.density, 4),
-            "kernel": f"{'sparse' if choice.sparse else 'dense'}, {tile}" + (", depthwise inside" if node.first else ""),
+            "kernel": f"{'sparse' if choice.sparse else 'dense'}, {tile}{inside if node.first else ''}",
             "sparse": choice.sparse,
         }
         self.layers.append(row)

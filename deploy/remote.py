@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .clock import LOST
 from .library import Library, bind, link
 from .measure import summary
 from .targets import Machine
 
 PATIENCE = 10  # seconds for a tracker's answer
+LOST = "the device stopped answering"
 
 
 class Device:
