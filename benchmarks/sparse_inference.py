@@ -6,7 +6,8 @@ python benchmarks/sparse_inference.py --layers mobilenet_v1 32 50
 Weights are random, since only speed and equality are asked: every network is pruned one-shot, exported, compiled, and
 proven equal to ONNX Runtime. All builds of a network take turns in one process of their own, with pauses. Interrupted,
 it goes on where it was: what `results/sparse_inference.json` holds is not measured again without --again. Writes the
-tables and figures of `results/sparse_inference.md`. --layers prints one network kernel by kernel instead.
+tables and figures of `results/sparse_inference.md`. --layers prints one network kernel by kernel instead; --missed
+writes `results/sparse_layers.md`, of all builds in `sparse_inference.json` that are slower than their target.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,9 +27,23 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.jobs import RESULTS, ROOT
-from benchmarks.sparse_report import DENSE, KNOWN, KNOWN_POINTS, PEERS, POINTS, TARGETS, Point, speed_table, write
+from benchmarks.sparse_report import (
+    DENSE,
+    KNOWN,
+    KNOWN_POINTS,
+    PEERS,
+    POINTS,
+    TARGETS,
+    Point,
+    builds,
+    goal,
+    missed,
+    ratio,
+    speed_table,
+    write,
+)
 from utils import machine
-from utils.files import save_json
+from utils.files import save_json, save_text
 from utils.report import markdown
 
 TOLERANCE = 1e-4  # relative, of the outputs
@@ -45,18 +61,36 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=ROOT / "experiments" / "sparse_inference", help="of ONNX files")
     parser.add_argument("--layers", nargs=3, metavar=("NETWORK", "N", "RATE"), help="kernel by kernel; 0 0 is dense")
+    parser.add_argument("--missed", action="store_true", help="kernel by kernel, what is slower than its target")
     options = parser.parse_args()
     if options.layers:
-        print_layers(options)
+        name, *point = options.layers
+        print_layers(options, name, Point(*map(int, point)))
+    elif options.missed:
+        write_missed(options)
     else:
         print_and_write(options)
 
 
-def print_layers(options: argparse.Namespace) -> None:
-    name, *point = options.layers
-    file = exported(options, name, Point(*map(int, point)))
+def print_layers(options: argparse.Namespace, name: str, point: Point) -> None:
+    file = exported(options, name, point)
     for threads in options.threads:
         print(in_a_process(layers, file, threads, options.runs))
+
+
+def write_missed(options: argparse.Namespace) -> None:
+    """`sparse_layers.md`: the kernels of every build that is slower than its target."""
+    parts, how = [], circumstances()
+    for entry in json.loads((options.out / "sparse_inference.json").read_text()).values():
+        for point in missed(entry):
+            file, reached = exported(options, entry["network"], point), ratio(entry, builds(entry)[point]["ms"])
+            table = in_a_process(layers, file, entry["threads"], options.runs)
+            parts.append(f"## {entry['network']}, {point.label}: {reached:.2f} of {goal(entry, point):g}\n\n{table}\n")
+            print(parts[-1], flush=True)
+    told = "of each, medians; of kernels that occur more than once, means of their medians"
+    parts.insert(0, f"# Kernels of the builds that miss their target: {options.runs} runs {told}\n")
+    parts.append(f"`{how['command']}`: {machine.line(how['machine'])}\n")
+    save_text(options.out / "sparse_layers.md", "\n".join(parts))
 
 
 def print_and_write(options: argparse.Namespace) -> None:
@@ -197,7 +231,7 @@ def work(file: Path) -> dict:
 
 
 def layers(file: Path, threads: int, runs: int) -> str:
-    """A table of every kernel call; for those of convolutions and classifiers, the rate of work on kept weights.
+    """A table of every kernel; for those of convolutions and classifiers, the rate of work on kept weights.
 
     Of a depthwise convolution that is computed inside its successor's kernel, the time counts there and the work not.
     """
@@ -208,19 +242,25 @@ def layers(file: Path, threads: int, runs: int) -> str:
     times = measure.kernel_times(library, np.load(file.parent / "inputs.npy")[:1], runs)
     told_apart = sum("gemm" in name for name, _ in times) == len(library.info["layers"])
     rows, peak = iter(library.info["layers"] if told_apart else ()), clock.peak_gflops(library.machine)
-    total, mflop = sum(ms for _, ms in times), work(file)["mflop"]
-    table = [["kernel", "us", "of all", "layer", "shape", "N", "density", "pixels", "GFLOP/s", "of peak"]]
+    alike: dict[str, list[float]] = {}  # kernels of one name differ in nothing but their weights
+    layer = {}
     for name, ms in times:
-        told = [name, f"{1e3 * ms:.1f}", f"{ms / total:.1%}"]
-        row = next(rows, None) if "gemm" in name else None
+        alike.setdefault(name, []).append(ms)
+        layer[name] = next(rows, None) if "gemm" in name else None
+    total, mflop = sum(ms for _, ms in times), work(file)["mflop"]
+    table = [["kernel", "calls", "us each", "of all", "shape", "N", "density", "pixels", "GFLOP/s", "of peak"]]
+    for name, found in alike.items():
+        ms, row = statistics.mean(found), layer[name]
+        told = [name, str(len(found)), f"{1e3 * ms:.1f}", f"{sum(found) / total:.1%}"]
         if row:
             gflops = 2 * np.prod(row["shape"]) * row["density"] * row["pixels"] / ms / 1e6
-            told += [row["name"], "x".join(map(str, row["shape"])), str(row["N"] or ""), f"{row['density']:.3f}"]
+            told += ["x".join(map(str, row["shape"])), str(row["N"] or ""), f"{row['density']:.3f}"]
             told += [str(row["pixels"]), f"{gflops:.0f}", f"{gflops / peak:.0%}"]
         table.append(told + [""] * (len(table[0]) - len(told)))
+    rate = mflop / total
     return (
         f"{markdown(table)}\n{threads} thread(s): {total:.3f} ms in kernels, {mflop / 1e3:.3f} GFLOP on kept weights,"
-        f" {mflop / total:.0f} GFLOP/s; peak {peak} GFLOP/s, measured by multiply-adds in registers"
+        f" {rate:.0f} GFLOP/s, {rate / peak:.0%} of the peak of {peak} that multiply-adds in registers reach"
     )
 
 

@@ -94,6 +94,12 @@ def goal(entry: dict, point: Point) -> float | None:
     return ({DENSE: DENSE_TARGET} | dict(zip(POINTS, targets, strict=False))).get(point)
 
 
+def missed(entry: dict) -> list[Point]:
+    """The builds that are slower than their target, as the table rounds."""
+    asked = {point: (goal(entry, point), build) for point, build in builds(entry).items()}
+    return [point for point, (least, build) in asked.items() if least and round(ratio(entry, build["ms"]), 2) < least]
+
+
 def builds(entry: dict) -> dict[Point, dict]:
     return {Point.parse(point): build for point, build in entry["builds"].items()}
 
