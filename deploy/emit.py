@@ -33,6 +33,11 @@ def store(buffer, at, value, lanes: int) -> None:
     T.buffer_store(buffer, value, [at if lanes == 1 else T.ramp(at, 1, lanes)])
 
 
+def prefetch(buffer, at) -> None:
+    """Bring the cache line that holds buffer[at] near; it may lie behind the buffer's end."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[at]), 0, 3, 1))
+
+
 class Sums:
     """Vectors that stay in registers, by their number.
 
@@ -102,6 +107,31 @@ def exponential(value, lanes: int):
 
 def _constant(number: int, lanes: int):
     return T.int32(number) if lanes == 1 else T.broadcast(T.int32(number), lanes)
+
+
+LINE = 16  # floats of a cache line
+AHEAD = 1024  # floats of a page of memory
+
+
+def columns(g, group, pointer, weight, body: Callable) -> None:
+    """Emit `body(weight index, offset index, u)` for every kept column of the group; u counts within a step.
+
+    g: a product's `group`, `columns`, `unroll` and `sparse`. Weights come from memory, once an image, and a processor
+    forgets at every page what it was reading, so they are fetched a page ahead.
+    """
+
+    def steps(count, first) -> None:
+        with T.serial(*count) as step:
+            place = step * g.unroll
+            for at in range(0, g.unroll * g.group, LINE):
+                prefetch(weight, (first + place) * g.group + AHEAD + at)
+            for u in range(g.unroll):
+                body(first + place + u, place + u, u)
+
+    if g.sparse:
+        steps((pointer[group], pointer[group + 1]), 0)
+    else:
+        steps((g.columns // g.unroll,), group * g.columns)
 
 
 def over(length: int, lanes: int, body: Callable) -> None:

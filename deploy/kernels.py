@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Sums, activate, branch, kernel, load, pick, splat, store, tasks
+from .emit import Sums, activate, branch, columns, kernel, load, pick, splat, store, tasks
 from .graph import Activation
 from .tiles import Band, pieces
 
@@ -68,18 +68,6 @@ def _tasks(g: Gemm, body) -> None:
         body(image, *((b, a) if g.rows_first else (a, b)))
 
 
-def _columns(g: Gemm, group, pointer, body) -> None:
-    """Emit `body(weight index, offset index, u)` for every kept column of the group; u counts within a step."""
-    if g.sparse:
-        with T.serial(pointer[group], pointer[group + 1]) as step:
-            for u in range(g.unroll):
-                body(step * g.unroll + u, step * g.unroll + u, u)
-    else:
-        with T.serial(g.columns // g.unroll) as step:
-            for u in range(g.unroll):
-                body(group * g.columns + step * g.unroll + u, step * g.unroll + u, u)
-
-
 def _write(g: Gemm, y, residual, at, value, lanes: int) -> None:
     if residual is not None:
         value = value + load(residual, at, lanes)
@@ -117,7 +105,7 @@ def pixel_gemm(g: Gemm):
                     product = splat(weight[w * g.group + r], v.lanes) * load(x, begin + v.source, v.lanes)
                     sums[u, r, v][0] = sums[u, r, v][0] + product
 
-            _columns(g, group, pointer, column)
+            columns(g, group, pointer, weight, column)
             for r in range(g.group):
 
                 def finish(r=r):
@@ -176,7 +164,7 @@ def row_gemm(g: Gemm):
                     product = repeated(weight, w * g.group + row) * some
                     sums[at(u, v)] = sums[at(u, v)] + product
 
-            _columns(g, group, pointer, column)
+            columns(g, group, pointer, weight, column)
             for v, (row, pixel) in enumerate(vectors):
                 total = sums[at(0, v)]
                 for u in range(1, g.unroll):

@@ -19,7 +19,7 @@ from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Sums, activate, branch, kernel, load, splat, store, tasks
+from .emit import Sums, activate, branch, columns, kernel, load, splat, store, tasks
 from .graph import Activation
 from .lanes import POINT, Map, Taps, clear_border
 from .tiles import Strip, deal
@@ -197,19 +197,6 @@ def _reads(strip: Strip, taps: Taps, x: Map) -> list[int]:
     return [row * taps.stride[0] * x.pitch + column * taps.stride[1] * x.lanes for row, column in strip.pixels]
 
 
-def _columns(product: Product, group, pointer, body: Callable) -> None:
-    """Emit `body(weight index, offset index, u)` for every kept column of the group; u counts within a step."""
-    unroll = product.unroll
-    if product.sparse:
-        with T.serial(pointer[group], pointer[group + 1]) as step:
-            for u in range(unroll):
-                body(step * unroll + u, step * unroll + u, u)
-    else:
-        with T.serial(product.columns // unroll) as step:
-            for u in range(unroll):
-                body(group * product.columns + step * unroll + u, step * unroll + u, u)
-
-
 def multiply(product: Product, lanes: int, pixels, x, read, taken, constants, group, finish: Callable) -> None:
     """One group of rows of a tile; `finish(block, values=[(pixel, value), ...])` stores a block of it."""
     weight, offset, pointer, bias = constants
@@ -231,7 +218,7 @@ def multiply(product: Product, lanes: int, pixels, x, read, taken, constants, gr
             value = splat(x[start + taken[r]], lanes) * load(weight, w * product.group + v * lanes, lanes)
             sums[at(u, v, r)] = sums[at(u, v, r)] + value
 
-    _columns(product, group, pointer, column)
+    columns(product, group, pointer, weight, column)
 
     def total(v: int, r: int):
         value = sums[at(0, v, r)]
