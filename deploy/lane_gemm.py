@@ -8,8 +8,9 @@ where k runs over the columns that the row's group keeps. A group is one or more
 each column multiplies broadcast pixels with vectors of weights.
 
 In front of a pointwise convolution there may be a depthwise one, whose tile goes into a scratch that stays in the
-cache; and in front of that a pointwise one again (an inverted residual), computed for a band of rows at a time, so that
-its wide output never leaves the second cache. Rows at the edges of a band are then computed twice.
+cache; and in front of that a pointwise one again (an inverted residual; it may have a depthwise one in front, too),
+computed for a band of rows at a time, so that its wide output never leaves the second cache. Rows at the edges of a
+band are then computed twice.
 """
 
 from collections.abc import Callable
@@ -55,13 +56,13 @@ class LaneGemm:
     """The geometry of a convolution; layers that agree in it share the kernel."""
 
     batch: int
-    x: Map
+    x: Map  # what the expansion would write if it were not inside
     y: Map
     taps: Taps
     strips: tuple[Strip, ...]  # tiles of y, or of a band of it
     product: Product
     depthwise: tuple[Taps, Activation] | None = None  # in front of the pointwise convolution
-    expand: tuple[Product, tuple[Strip, ...]] | None = None  # in front of that; tiles of a row of its output
+    expand: "LaneGemm | None" = None  # in front of that; its y is a band, its tiles are those of a row
     band: int = 0  # rows of y computed together behind an expansion
     residual: Map | None = None
     rows_first: bool = False  # neighbouring tasks share rows (and weights), not pixels
@@ -78,11 +79,7 @@ class LaneGemm:
     @property
     def middle(self) -> Map:
         """What the depthwise convolution reads: x, or a band of the expansion's output."""
-        if self.expand is None:
-            return self.x
-        taps = self.depthwise[0]
-        high = (self.band - 1) * taps.stride[0] + taps.kernel[0]
-        return Map(self.expand[0].rows, high, self.x.columns, self.lanes, taps.pad[1])
+        return self.expand.y if self.expand else self.x
 
     @property
     def source(self) -> Map:
@@ -104,21 +101,23 @@ class LaneGemm:
         reads = [middle.at(row, column) for row, column in first]
         return [n for at, s in zip(reads, every, strict=True) for n in (at, self.y.at(*s), residual.at(*s))]
 
-    def expand_starts(self) -> list[int]:
-        """For every tile of a row of the expansion, where it is read and written in that row."""
-        every = [column for strip in self.expand[1] for _, column in strip.starts]
-        return [at for column in every for at in (self.x.at(0, column), self.middle.at(0, column))]
+    def constants(self, name: str) -> list[tuple[str, int, str]]:
+        """Its buffers beside the maps: weights, and where the tiles begin."""
+        buffers = [*self.product.buffers(name), (f"{name}tiles", 3 * self.tiles, "int32")]
+        if self.depthwise is not None:
+            blocks, (high, wide) = self.middle.blocks, self.depthwise[0].kernel
+            buffers.append((f"{name}first", blocks * high * wide * self.lanes, "float32"))
+            buffers.append((f"{name}first_bias", blocks * self.lanes, "float32"))
+        return buffers
 
 
 def lane_gemm(g: LaneGemm):
     lanes, product = g.lanes, g.product
+    mine, wide = g.constants(""), g.expand.constants("wider_") if g.expand else []
 
-    def body(x, weight, offset, pointer, bias, tiles, *rest):
-        rest, y = list(rest[:-1]), rest[-1]
-        first = [rest.pop(0) for _ in range(2)] if g.depthwise else None
-        wider = [rest.pop(0) for _ in range(5)] if g.expand else None
-        residual = rest.pop(0) if g.residual else None
-        constants = (weight, offset, pointer, bias)
+    def body(x, *rest):
+        own, wider, y = rest[: len(mine)], rest[len(mine) :][: len(wide)], rest[-1]
+        residual, tiles = rest[-2] if g.residual else None, own[4]
 
         def put(image, block, down, beside, edge, values) -> None:
             """Store pixels of one block of y, `down` (and `beside`) floats behind its begin."""
@@ -132,44 +131,30 @@ def lane_gemm(g: LaneGemm):
                 store(y, to + down + row * g.y.pitch + column * lanes, value, lanes)
             clear_border(g.y, y, to, edge)  # after the sums have left their registers
 
-        def tile_code(strip: Strip, image, tile, group, middle, read, down, beside, edge) -> None:
+        def tile_code(strip: Strip, image, group, middle, read, down, beside, edge) -> None:
             finish = partial(put, image, down=down, beside=beside, edge=edge)
             if g.depthwise is None:
-                taken = _reads(strip, g.taps, g.x)
-                multiply(product, lanes, strip.pixels, x, read, taken, constants, group, finish)
-                return
-            scratch = T.alloc_buffer((g.source.size,), "float32")
-            with T.serial(g.middle.blocks) as block:
-                at = read + block * g.middle.block
-                slide(g, strip, middle, at, *first, block, scratch, block * g.source.block)
-            with T.serial(product.groups) as each:
-                taken = [r * lanes for r in range(len(strip.pixels))]
-                multiply(product, lanes, strip.pixels, scratch, 0, taken, constants, each, finish)
-
-        def every_tile(tile, code: Callable) -> None:
-            ends, bodies = [], []
-            for strip in g.strips:
-                ends.append((ends[-1] if ends else 0) + len(strip.starts))
-                bodies.append(lambda strip=strip: code(strip))
-            branch(tile, ends, bodies)
+                multiply(product, lanes, strip.pixels, x, read, _reads(strip, g.taps, g.x), own[:4], group, finish)
+            else:
+                _separable(g, strip, middle, read, own, finish)
 
         def alone(image, tile, group) -> None:
             read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
             read = T.bind(image * g.x.size + read)
-            every_tile(tile, lambda s: tile_code(s, image, tile, group, x, read, down, beside, tile == 0))
+            _every_tile(g, tile, lambda s: tile_code(s, image, group, x, read, down, beside, tile == 0))
 
         if g.expand is not None:
             bands = g.y.rows // g.band
             with tasks(g.batch * bands, g.cycles) as number:
                 image, band = T.bind(number // bands), T.bind(number % bands)
                 middle = T.alloc_buffer((g.middle.size,), "float32")
-                _expand(g, x, image, band, middle, *wider)
+                _expand(g, x, image, band, middle, wider)
                 with T.serial(g.tiles) as tile:
                     read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
                     down = T.bind(down + band * (g.band * g.y.pitch))
                     beside = T.bind(beside + band * (g.band * g.residual.pitch if g.residual else 0))
                     edge = T.And(tile == 0, band == 0)
-                    every_tile(tile, lambda s: tile_code(s, image, tile, None, middle, read, down, beside, edge))
+                    _every_tile(g, tile, lambda s: tile_code(s, image, None, middle, read, down, beside, edge))
         elif g.depthwise is not None:
             with tasks(g.batch * g.tiles, g.cycles) as number:
                 alone(T.bind(number // g.tiles), T.bind(number % g.tiles), None)
@@ -180,16 +165,19 @@ def lane_gemm(g: LaneGemm):
                 image = T.bind(number // (g.tiles * groups)) if g.batch > 1 else 0
                 alone(image, *((a, b) if g.rows_first else (b, a)))
 
-    buffers = [("x", g.batch * g.x.size, "float32"), *product.buffers(""), ("tiles", 3 * g.tiles, "int32")]
-    if g.depthwise is not None:
-        blocks, taps = g.middle.blocks, g.depthwise[0].kernel[0] * g.depthwise[0].kernel[1]
-        buffers += [("first", blocks * taps * lanes, "float32"), ("first_bias", blocks * lanes, "float32")]
-    if g.expand is not None:
-        pieces = sum(len(strip.starts) for strip in g.expand[1])
-        buffers += [*g.expand[0].buffers("wider_"), ("wider_tiles", 2 * pieces, "int32")]
+    buffers = [("x", g.batch * (g.expand or g).x.size, "float32"), *mine, *wide]
     if g.residual is not None:
         buffers.append(("residual", g.batch * g.residual.size, "float32"))
     return kernel([*buffers, ("y", g.batch * g.y.size, "float32")], body)
+
+
+def _every_tile(g: LaneGemm, tile, code: Callable) -> None:
+    """Emit `code(strip)` for the strip that the tile belongs to."""
+    ends, bodies = [], []
+    for strip in g.strips:
+        ends.append((ends[-1] if ends else 0) + len(strip.starts))
+        bodies.append(partial(code, strip))
+    branch(tile, ends, bodies)
 
 
 def _reads(strip: Strip, taps: Taps, x: Map) -> list[int]:
@@ -249,34 +237,46 @@ def slide(g: LaneGemm, strip: Strip, x, read, weight, bias, block, scratch, writ
             store(scratch, write + r * lanes, activate(sums[i], activation, lanes), lanes)
 
 
-def _expand(g: LaneGemm, x, image, band, middle, weight, offset, pointer, bias, tiles) -> None:
+def _separable(g: LaneGemm, strip: Strip, x, read, constants, finish: Callable) -> None:
+    """All rows of a tile of a pointwise convolution, with the depthwise one in front of it."""
+    *constants, _, weight, bias = constants
+    scratch = T.alloc_buffer((g.source.size,), "float32")
+    with T.serial(g.middle.blocks) as block:
+        at = read + block * g.middle.block
+        slide(g, strip, x, at, weight, bias, block, scratch, block * g.source.block)
+    with T.serial(g.product.groups) as group:
+        taken = [r * g.lanes for r in range(len(strip.pixels))]
+        multiply(g.product, g.lanes, strip.pixels, scratch, 0, taken, constants, group, finish)
+
+
+def _expand(g: LaneGemm, x, image, band, middle, constants) -> None:
     """The rows of the expansion that a band needs: zeros where they lie outside of the map."""
-    product, strips = g.expand
-    taps, m, lanes = g.depthwise[0], g.middle, g.lanes
+    inner, taps, m, lanes = g.expand, g.depthwise[0], g.middle, g.lanes
+    source = inner.depthwise[0] if inner.depthwise else POINT
     with T.serial(m.rows) as row:
         number = T.bind(band * (g.band * taps.stride[0]) + row - taps.pad[0])
         with T.If(T.And(number >= 0, number < g.x.rows)):
             with T.Then():
-                ends, bodies = [], []
-                for strip in strips:
-                    ends.append((ends[-1] if ends else 0) + len(strip.starts))
 
-                    def code(strip=strip):
-                        read = T.bind(image * g.x.size + number * g.x.pitch + tiles[tile * 2])
+                def code(strip: Strip, tile) -> None:
+                    read, at = (T.bind(constants[4][tile * 3 + i]) for i in range(2))
+                    read = T.bind(image * inner.x.size + number * (source.stride[0] * inner.x.pitch) + read)
 
-                        def finish(block, values):
-                            to = T.bind(block * m.block + row * m.pitch + tiles[tile * 2 + 1])
-                            for (_, column), value in values:
-                                value = activate(value, product.activation, lanes)
-                                store(middle, to + column * lanes, value, lanes)
+                    def finish(block, values):
+                        to = T.bind(block * m.block + row * m.pitch + at)
+                        for (_, column), value in values:
+                            value = activate(value, inner.product.activation, lanes)
+                            store(middle, to + column * lanes, value, lanes)
 
-                        taken, constants = _reads(strip, POINT, g.x), (weight, offset, pointer, bias)
-                        with T.serial(product.groups) as group:
-                            multiply(product, lanes, strip.pixels, x, read, taken, constants, group, finish)
+                    if inner.depthwise:
+                        _separable(inner, strip, x, read, constants, finish)
+                        return
+                    taken = _reads(strip, POINT, inner.x)
+                    with T.serial(inner.product.groups) as group:
+                        multiply(inner.product, lanes, strip.pixels, x, read, taken, constants[:4], group, finish)
 
-                    bodies.append(code)
-                with T.serial(ends[-1]) as tile:
-                    branch(tile, ends, bodies)
+                with T.serial(inner.tiles) as tile:
+                    _every_tile(inner, tile, partial(code, tile=tile))
                 with T.serial(m.blocks) as block:
                     for i in range(m.border):
                         for column in (i - m.border, m.columns + i):

@@ -16,7 +16,8 @@ from .schedule import Choice, Site, choose, rivals, tap_cycles
 from .targets import Machine
 
 BAND_BYTES = 768 * 1024  # of an expansion that is kept at a time
-WIDE_BYTES = 1024 * 1024  # of an expansion that is worth it
+# Bytes of an expansion that is worth it, and the part of its rows that may be computed twice: pointwise, separable
+WIDE_BYTES, TWICE = (1024 * 1024, 2048 * 1024), (1.0, 0.125)
 TURN = 0.6  # cycles to turn a float from one layout to the other
 TIE = 1.03  # times that differ by less are equal
 RIVALS = 3  # kernels of each kind that are measured, the cheapest by the rule
@@ -195,19 +196,22 @@ def arrange(graph: Graph, machine: Machine, dense: bool, least_sparsity: float, 
             best = best | {window.output}
     chosen = {name: found for (name, lanes), found in costs.convs.items() if lanes == (name in best)}
     choices, patterns = ({name: found[i] for name, found in chosen.items()} for i in (1, 2))
-    return Layout(best, borders(graph, best), choices, patterns, _expansions(graph, best))
+    return Layout(best, borders(graph, best), choices, patterns, _expansions(graph, best, machine.threads))
 
 
-def band_of(graph: Graph, node: Conv, expand: Conv) -> int:
-    """How many rows of `node` to compute together with its expansion: the most that leave the latter in the cache."""
-    window, (_, channels, _, columns) = planes_of(graph, node.first), four(graph.shapes[expand.output])
-    row, rows = 4 * channels * (columns + 2 * window.pad[1]), window.out_rows
-    high = [(window.kernel[0] + (band - 1) * window.stride[0] + 2 * window.pad[1]) for band in range(1, rows + 1)]
-    fit = [b for b in range(1, rows) if rows % b == 0 and row * high[b - 1] <= BAND_BYTES]
-    return max(fit, default=0)
+def band_of(graph: Graph, node: Conv, expand: Conv, threads: int) -> int:
+    """How many rows of `node` to compute together with its expansion, so that the latter stays in the cache.
+
+    As few rows as possible are computed twice, and as few threads as possible wait for the last band.
+    """
+    window, (batch, channels, _, columns) = planes_of(graph, node.first), four(graph.shapes[expand.output])
+    row, rows, stride = 4 * channels * (columns + 2 * window.pad[1]), window.out_rows, window.stride[0]
+    high = {band: window.kernel[0] + (band - 1) * stride for band in range(1, rows) if rows % band == 0}
+    fit = [band for band in high if row * (high[band] + 2 * window.pad[1]) <= BAND_BYTES]
+    return min(fit, key=lambda band: -(-batch * rows // band // threads) * high[band], default=0)
 
 
-def _expansions(graph: Graph, lanes: set[str]) -> dict[str, Conv]:
+def _expansions(graph: Graph, lanes: set[str], threads: int) -> dict[str, Conv]:
     """Pointwise convolutions whose output would leave the cache before the depthwise one behind them reads it."""
     found, makers = {}, {node.output: node for node in graph.nodes}
     for node in graph.nodes:
@@ -215,11 +219,13 @@ def _expansions(graph: Graph, lanes: set[str]) -> dict[str, Conv]:
         if not isinstance(expand, Conv) or node.output not in lanes or expand.output not in lanes:
             continue
         window, source = planes_of(graph, node.first), four(graph.shapes[expand.inputs[0]])
-        plain = expand.weight.shape[2:] == (1, 1) and expand.first is None and len(expand.inputs) == 1
+        plain = expand.weight.shape[2:] == (1, 1) and expand.output not in found and len(expand.inputs) == 1
         plain = plain and expand.stride == (1, 1) and expand.pad == (0, 0) and expand.inputs[0] in lanes
-        large = 4 * np.prod(four(graph.shapes[expand.output])[1:]) > WIDE_BYTES and source[2] * source[3] > 1
+        separable, wide = expand.first is not None, 4 * np.prod(four(graph.shapes[expand.output])[1:])
+        large = wide > WIDE_BYTES[separable] and source[2] * source[3] > 1
         if not plain or not large or reach(window) > min(window.pad) or graph.only_user(expand) is not node:
             continue
-        if 2 * window.stride[0] * band_of(graph, node, expand) > window.kernel[0]:  # few rows are computed twice
+        new = window.stride[0] * band_of(graph, node, expand, threads)  # rows of the expansion
+        if window.kernel[0] - window.stride[0] <= new * TWICE[separable]:
             found[node.output] = expand
     return found

@@ -41,37 +41,41 @@ def _bare(node: Conv, choice) -> Product:
 
 
 def conv(p, node: Conv):
-    m, window, expand = p.machine, node.first or node, p.layout.expansions.get(node.output)
-    batch, _, rows, columns = p.shape(node.output)
-    y, choice, wider = p.made(node.output), p.layout.choices[node.output], []
+    m, y, expand = p.machine, p.made(node.output), p.layout.expansions.get(node.output)
+    added = [p.fetch(name, m.lanes) for name in node.inputs[1:]]
+    residual, wider = added[0][1] if added else None, []
     if expand is None:
-        # Pictures have too few channels for a block: their pixels are read as they are, inside a border.
-        name, border = node.inputs[0], reach(planes_of(p.graph, window))
-        x, source = p.fetch(name, m.lanes if p.shape(name)[1] >= m.lanes else 1, border)
+        x, source = _source(p, node)
+        spec, packed = _gemm(p, node, source, y, y.rows, residual=residual)
     else:
-        x, source = p.fetch(expand.inputs[0], m.lanes)
-        rows = band_of(p.graph, node, expand)
-    residual = [p.fetch(name, m.lanes) for name in node.inputs[1:]]
+        x, source = _source(p, expand)
+        wide, taps, band = p.made(expand.output), _taps(node.first), band_of(p.graph, node, expand, m.threads)
+        high = (band - 1) * taps.stride[0] + taps.kernel[0]
+        inner, wider = _gemm(p, expand, source, lanes.Map(wide.channels, high, wide.columns, m.lanes, taps.pad[1]), 1)
+        spec, packed = _gemm(p, node, wide, y, band, residual=residual, expand=inner, band=band)
+        spec = replace(spec, cycles=spec.cycles + inner.cycles)
+    return p.call(lane_gemm, spec, [x, *packed, *wider, *(value for value, _ in added)], spec.batch * y.size)
+
+
+def _source(p, node: Conv):
+    """What a convolution reads, in blocks of channels, and its map."""
+    # Pictures have too few channels for a block: their pixels are read as they are, inside a border.
+    width = p.machine.lanes if p.shape(node.inputs[0])[1] >= p.machine.lanes else 1
+    return p.fetch(node.inputs[0], width, reach(planes_of(p.graph, node.first or node)))
+
+
+def _gemm(p, node: Conv, x: lanes.Map, y: lanes.Map, rows: int, **more) -> tuple[LaneGemm, list[np.ndarray]]:
+    """The geometry of a convolution whose tiles are of `rows` rows together, and its constants."""
+    choice, batch = p.layout.choices[node.output], p.shape(node.output)[0]
     spec = LaneGemm(
-        batch, source, y, _taps(node), strips(rows, columns, choice.vectors), _bare(node, choice),
-        node.first and (_taps(node.first), node.first.activation), residual=residual[0][1] if residual else None,
-        cycles=round(batch * choice.cycles),
+        batch, x, y, _taps(node), strips(rows, y.columns, choice.vectors), _bare(node, choice),
+        node.first and (_taps(node.first), node.first.activation), cycles=round(batch * choice.cycles), **more,
     )  # fmt: skip
-    if expand is not None:
-        first = p.layout.choices[expand.output]
-        product, wider = _product(expand, p, source, lanes.POINT)
-        spec = replace(
-            spec, expand=(product, strips(1, source.columns, first.vectors)), band=rows,
-            cycles=spec.cycles + round(batch * first.cycles),
-        )  # fmt: skip
-        wider.append(np.array(spec.expand_starts(), np.int32))
-        p.record(expand)
     product, packed = _product(node, p, spec.source, spec.taps)
-    spec = replace(spec, product=product, rows_first=packed[0].nbytes > 4 * source.size)
-    arguments = [x, *packed, np.array(spec.starts(), np.int32)]
-    arguments += _depthwise(node.first, m.lanes) if node.first else []
+    spec = replace(spec, product=product, rows_first=packed[0].nbytes > 4 * x.size)
     p.record(node)
-    return p.call(lane_gemm, spec, [*arguments, *wider, *(value for value, _ in residual)], batch * y.size)
+    first = _depthwise(node.first, p.machine.lanes) if node.first else []
+    return spec, [*packed, np.array(spec.starts(), np.int32), *first]
 
 
 def window(p, node: Window):

@@ -180,7 +180,7 @@ def test_depthwise_and_pooling_equal_the_oracle(channels, size, k, stride, dilat
     close(run_nodes([node], {"y": mean.shape}, x, machine), np.max(taps, axis=0))
 
 
-def everything(rng, channels, size, k, stride, activation):
+def everything(rng, channels, size, k, stride, activation, separable):
     """All that can work in blocks of channels: depthwise, pointwise, a gate, residual sums, pooling, a mean."""
     mid, out = channels + 5, -(-size // stride)
     shapes = {"a": (2, channels, size, size), "g": (2, channels), "h": (2, channels, 1, 1)}
@@ -210,7 +210,7 @@ def everything(rng, channels, size, k, stride, activation):
         conv("fc", ["g2"], "h", channels, channels, activation=("hard_sigmoid", 1 / 6, 0.5)),
         graph.Affine("gate", ["a", "h"], "s", scale="h", shift=shift),
         depthwise("alone", "s", "t", channels, **one, activation=("hard_swish",)),
-        conv("expand", ["t"], "e", channels + 3, channels, activation=("clip", 0.0, None)),
+        conv("expand", ["f" if separable else "t"], "e", channels + 3, channels, activation=("clip", 0.0, None)),
         depthwise("first", "e", "u0", channels + 3, **two, activation=("clip", 0.0, 6.0)),
         conv("pointwise", ["u0"], "u", mid, channels + 3, activation=("clip", 0.0, None)),
         conv("strided", ["t"], "d", mid, channels, 3, pad=(1, 1), **two),
@@ -220,6 +220,9 @@ def everything(rng, channels, size, k, stride, activation):
         graph.Window("average", ["p"], "q", kind="average", **window),
         graph.Mean("mean", ["q"], "y"),
     ]
+    if separable:
+        nodes.insert(5, depthwise("front", "t", "f", channels, **one, activation=("clip", 0.0, None)))
+        shapes["f"] = shapes["t"]
     nodes.insert(2, graph.View("view", ["g"], "g2"))
     shapes |= {"g2": (2, channels, 1, 1), "u0": (2, channels + 3, out, out), "e": (2, channels + 3, size, size)}
     return nodes, shapes
@@ -231,12 +234,13 @@ def everything(rng, channels, size, k, stride, activation):
     k=st.sampled_from([3, 5]),
     stride=st.sampled_from([1, 2]),
     activation=st.sampled_from([None, ("hard_swish",)]),
+    separable=st.booleans(),
     target=st.sampled_from(TARGETS),
 )
 @settings(max_examples=8, deadline=None, derandomize=True)
-def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride, activation, target):
+def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride, activation, separable, target):
     rng, results, machine = np.random.default_rng(size), [], targets.find_machine(target)
-    nodes, shapes = everything(rng, channels, size, k, stride, activation)
+    nodes, shapes = everything(rng, channels, size, k, stride, activation, separable)
     x = rng.standard_normal((2, 3, size, size)).astype(np.float32)
     kinds = []
 
@@ -248,13 +252,15 @@ def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(layout.Costs, "total", lambda self, lanes, sign=sign: sign * len(lanes))
             patch.setattr(layout, "TURN", 1e9)
-            patch.setattr(layout, "WIDE_BYTES", 0)
+            patch.setattr(layout, "WIDE_BYTES", (0, 0))
+            patch.setattr(layout, "TWICE", (1.0, 1.0))
             patch.setattr(lower, "arrange", arrange)
             results.append(run_nodes([replace(node) for node in nodes], shapes, x, machine))
     assert [len(kind.lanes) for kind in kinds] == [0, 12]
     out = -(-size // stride)
     band = max(n for n in range(1, out) if out % n == 0)
-    assert len(kinds[1].expansions) == (2 * stride * band > k)  # unless most rows were computed twice
+    few = k - stride <= stride * band  # rows would be computed twice
+    assert [expand.first is not None for expand in kinds[1].expansions.values()] == [separable] * few
     close(*results)
 
 
