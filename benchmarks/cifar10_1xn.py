@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.jobs import RESULTS, ROOT, finished, medians, run, summary
+from benchmarks.jobs import RESULTS, ROOT, command, finished, medians, run, summary
 from utils import machine
 from utils.files import atomic, save_text
 from utils.report import markdown
@@ -113,8 +113,7 @@ Blocks are rearranged; the classifier is not pruned.
 Batch 1, 32x32, {options.threads} thread(s), medians; the three runtimes interleaved in one process by `model_tune.py`.
 
 {markdown(times)}
-- Command: `python benchmarks/cifar10_1xn.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
-  --num_epochs {options.num_epochs} --threads {options.threads}`
+- Command: `{command()}`
 - Machine: {machine.line()}
 """
 

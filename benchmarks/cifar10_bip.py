@@ -2,8 +2,8 @@
 
 python benchmarks/cifar10_bip.py --data_path CIFAR10 --pretrained_model resnet20.th
 
-Every run has the same epochs; an interrupted or repeated call does what is missing. Writes `results/cifar10_bip.md` and
-`.png` of the runs that are finished.
+Every run of a table has the same epochs; an interrupted or repeated call does what is missing. Writes
+`results/cifar10_bip.md` and `.png` of the runs that are finished.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.jobs import RESULTS, ROOT, fewer, finished, medians, run, summary
+from benchmarks.jobs import RESULTS, ROOT, command, fewer, finished, medians, run, summary
 from benchmarks.sweep import draw, job, point
 from utils import machine
 from utils.files import save_text
@@ -24,14 +24,14 @@ SHARES = (0.1, 0.05)
 METHODS = {  # in the paper's order at these shares
     "BiP": "bip --lr 0.1 --mask_lr 0.1",
     "Hydra": "hydra --lr 0.1",
-    "IMP, {rounds} rounds": "imp --lr 0.1 --rounds {rounds}",
+    "IMP, {rounds} rounds": "imp --lr 0.1 --lr_policy cos_step --rounds {rounds}",  # a round is one epoch
     "one-shot magnitude": "imp --lr 0.1",
 }
 DENSE = "dense --lr 0.02"
 BLOCKS = {
-    "BiP, 1x8 blocks": "bip --layer_type block --N 8 --lr 0.1 --mask_lr 0.1",
-    "one-shot, 1x8 blocks": "imp --layer_type block --N 8 --lr 0.1",
-    "one-shot, 1x8 blocks, rearranged": "block_l1 --N 8 --pr_target 0.75 --rearrange --lr 0.1",
+    "BiP, 1x8 blocks": "bip --layer_type block --N 8 --lr 0.1 --mask_lr 0.1 --num_epochs {epochs}",
+    "one-shot, 1x8 blocks": "imp --layer_type block --N 8 --lr 0.1 --num_epochs {epochs}",
+    "one-shot, 1x8 blocks, rearranged": "block_l1 --N 8 --pr_target 0.75 --rearrange --lr 0.1 --num_epochs {epochs}",
 }
 SHARE_OF_BLOCKS = 0.25
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--pretrained_model", required=True, type=Path)
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--num_epochs", default=3, type=int, help="of every run, and rounds of IMP")
+    parser.add_argument("--block_epochs", default=8, type=int, help="of the runs with 1x8 blocks, instead")
     parser.add_argument("--train_batch_size", default=128, type=int)
     parser.add_argument("--pictures", type=int, help="only the first so many of a class, and half as many to test")
     parser.add_argument("--seeds", default=[0, 1], type=int, nargs="+")
@@ -61,7 +62,7 @@ def main() -> None:
         for seed in options.seeds:
             for _, method, k in rows(options):
                 point(options.job_dir, method, k, seed, common)
-        for method in [] if options.no_latency else BLOCKS.values():
+        for method in [] if options.no_latency else blocks(options).values():
             network = job(options.job_dir, method, SHARE_OF_BLOCKS, options.seeds[0]) / "model.onnx"
             run("model_tune.py", "--onnx_path", network, "--threads", options.threads)
     save_text(RESULTS / "cifar10_bip.md", text(options))
@@ -75,10 +76,14 @@ def methods(options: argparse.Namespace) -> dict[str, str]:
     return {label.format(rounds=rounds): method.format(rounds=rounds) for label, method in METHODS.items()}
 
 
+def blocks(options: argparse.Namespace) -> dict[str, str]:
+    return {label: method.format(epochs=options.block_epochs) for label, method in BLOCKS.items()}
+
+
 def rows(options: argparse.Namespace) -> list[tuple[str, str, float]]:
     """(label, method, share kept) of every run, the most telling first."""
     learned = [(label, method, k) for k in SHARES for label, method in methods(options).items()]
-    return [("dense", DENSE, 1.0), *learned, *((label, method, SHARE_OF_BLOCKS) for label, method in BLOCKS.items())]
+    return [("dense", DENSE, 1.0), *learned, *((*one, SHARE_OF_BLOCKS) for one in blocks(options).items())]
 
 
 def top1(options: argparse.Namespace, method: str, k: float) -> list[float]:
@@ -96,7 +101,7 @@ def text(options: argparse.Namespace) -> str:
             before = summary(job(options.job_dir, method, k, options.seeds[0]))["accuracy"]["pruned"]["top1"]
             table.append([label, f"{100 * k:g} %", f"{before:.2f}", *cells, f"{statistics.mean(reached):.2f}"])
     times = [["", "ONNX Runtime, dense", "ours, dense", "ours, sparse", "against ONNX Runtime", "top-1"]]
-    for label, method in BLOCKS.items():
+    for label, method in blocks(options).items():
         job_dir = job(options.job_dir, method, SHARE_OF_BLOCKS, options.seeds[0])
         if (job_dir / "deploy" / "deploy.json").exists():
             ort, ours, sparse = medians(job_dir)
@@ -105,13 +110,12 @@ def text(options: argparse.Namespace) -> str:
             times.append([label, *cells])
     count = {part: sum(1 for _ in (options.data_path / part).glob("*/*")) for part in ("train", "test")}
     before = summary(job(options.job_dir, DENSE, 1.0, options.seeds[0]))["accuracy"]["dense"]["top1"]
-    size = f"--pictures {options.pictures} " if options.pictures else ""
     return f"""# CIFAR-10, {options.arch}: learned masks
 
-{options.num_epochs} epochs of {count["train"]:,} training pictures for every row, in batches of
-{options.train_batch_size}, bfloat16; {count["test"]:,} test pictures. An epoch shows every picture once, to BiP too,
-whose two levels so make half as many updates each. The pictures were JPEG-compressed, so published accuracies do not
-transfer: the published weights, from which every run starts, score {before:.2f} % on them as they are.
+{options.num_epochs} epochs of {count["train"]:,} training pictures for every row, {options.block_epochs} for blocks, in
+batches of {options.train_batch_size}, bfloat16; {count["test"]:,} test pictures. An epoch shows every picture once, to
+BiP too, whose two levels so make half as many updates each. The pictures were JPEG-compressed, so published accuracies
+do not transfer: the published weights, from which every run starts, score {before:.2f} % on them as they are.
 
 ## Top-1, per cent
 
@@ -128,9 +132,7 @@ mean of all seeds.
 
 {markdown(times)}
 - Methods: {"; ".join(f"{label}: `{method}`" for label, method, k in rows(options) if k != SHARES[1])}
-- Command: `python benchmarks/cifar10_bip.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
-  --num_epochs {options.num_epochs} --train_batch_size {options.train_batch_size} {size}--threads {options.threads}
-  --seeds {" ".join(map(str, options.seeds))}`
+- Command: `{command()}`
 - Machine: {machine.line()}
 """
 

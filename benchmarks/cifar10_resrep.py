@@ -8,13 +8,12 @@ ones go on. Writes `results/cifar10_resrep.md` and `.png`.
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.jobs import RESULTS, ROOT, fewer, finished, medians, run, summary
+from benchmarks.jobs import RESULTS, ROOT, command, fewer, finished, medians, run, summary
 from utils import machine
 from utils.files import atomic, save_text
 from utils.report import beside, markdown
@@ -115,15 +114,9 @@ after {options.before_mask_iters} updates, then after every update until {option
 
 Latency: batch 1, 32x32, {options.threads} thread(s), medians; a network's runtimes interleaved by `model_tune.py`.
 
-- Command: `python benchmarks/cifar10_resrep.py {shlex.join(arguments())}`
+- Command: `{command()}`
 - Machine: {machine.line()}
 """
-
-
-def arguments() -> list[str]:
-    """The command line; of paths only what they end in."""
-    words = sys.argv[1:]
-    return [Path(word).name if "/" in word else word for word in words]
 
 
 def width(layer: dict) -> int:

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
-from benchmarks.jobs import RESULTS, ROOT, finished, medians, run, summary
+from benchmarks.jobs import RESULTS, ROOT, command, finished, medians, run, summary
 from utils import machine
 from utils.count import PublishedCost, published_cost
 from utils.files import save_text
@@ -148,9 +148,7 @@ Batch 1, 32x32, {options.threads} thread(s), medians; the runtimes of a row were
 of stripes are broken networks: dead filters and branches are gone, filters of like shape are neighbours.
 
 {markdown(times)}
-- Command: `python benchmarks/cifar10_swp.py --data_path CIFAR10 --pretrained_model {options.pretrained_model.name}
-  --arch {options.arch} --dense_epochs {options.dense_epochs} --num_epochs {options.num_epochs} --lr {options.lr}
-  --pr_target {options.pr_target} --threads {options.threads}`
+- Command: `{command()}`
 - Machine: {machine.line()}; trained at {commit}
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ def run(*command: object) -> None:
     command = [sys.executable, *map(str, command)]
     print("$", *command[1:], flush=True)
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+
+
+def command() -> str:
+    """What was called; of paths only what they end in."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def finished(job_dir: Path) -> bool:
