@@ -19,6 +19,7 @@ BAND_BYTES = 768 * 1024  # of an expansion that is kept at a time
 # Bytes of an expansion that is worth it, and the part of its rows that may be computed twice: pointwise, separable
 WIDE_BYTES, TWICE = (1024 * 1024, 2048 * 1024), (1.0, 0.125)
 TURN = 0.6  # cycles to turn a float from one layout to the other
+LEAVES = 0.4  # cycles to write a float to the third cache, and to read it again
 TIE = 1.03  # times that differ by less are equal
 RIVALS = 3  # kernels of each kind that are measured, the cheapest by the rule
 
@@ -93,7 +94,8 @@ class Costs:
         if not lanes and node.first:  # which is another kernel
             node = replace(node, inputs=[node.first.output, *node.inputs[1:]], first=None)
         elif lanes and node.first:
-            beside = -(-channels // self.machine.lanes) * p.out_rows * p.out_columns * tap_cycles(node.first.kernel)
+            vectors = -(-channels // self.machine.lanes) * p.out_rows * p.out_columns
+            beside = vectors * tap_cycles(node.first.kernel, node.first.stride, self.machine)
         elif not lanes and p.needed:
             beside = channels * p.size / 4
         if self.tuner:
@@ -106,7 +108,7 @@ class Costs:
             if self.tuner:
                 return self.tuner.cycles(self.graph, node, False)
             p = planes_of(self.graph, node)
-            return batch * channels * (50 + 2 * p.size * (len(p.offsets) + 6) / self.machine.lanes)
+            return batch * channels * (50 + 1.1 * p.size * (len(p.offsets) + 6) / self.machine.lanes)
         if not isinstance(node, Conv):
             return 0
         cycles = self.conv(node, False)[0]
@@ -137,7 +139,9 @@ class Costs:
         if isinstance(node, Window):
             if node.kind == "max" and node.pad != (0, 0) and not self._positive(node.inputs[0]):
                 return None  # the border of zeros must not win
-            return self.tuner.cycles(self.graph, node, True) if self.tuner else pixels * tap_cycles(node.kernel)
+            if self.tuner:
+                return self.tuner.cycles(self.graph, node, True)
+            return pixels * tap_cycles(node.kernel, node.stride, m)
         return 0 if isinstance(node, Affine) else None
 
     def _positive(self, tensor: str) -> bool:
@@ -158,7 +162,9 @@ class Costs:
             inside = node.output in lanes
             result += self.nodes[node.output][inside]
             turned |= {(name, inside) for name in self.feeds(node) if (self._lies(name, lanes)) != inside}
-        return result + sum(TURN * float(np.prod(self.graph.shapes[name])) for name, _ in turned)
+        saved = [conv.output for conv in _expansions(self.graph, lanes, self.machine.threads).values()]
+        moved = [(TURN, [name for name, _ in turned]), (-LEAVES, saved)]
+        return result + sum(cost * float(np.prod(self.graph.shapes[name])) for cost, names in moved for name in names)
 
     def _lies(self, name: str, lanes: set[str]) -> bool:
         return name in lanes and not self._flat(name)

@@ -74,9 +74,10 @@ def _cycles(site: Site, m: Machine, kernel: str, sparse: bool, density: float, g
     return total
 
 
-def tap_cycles(kernel: tuple[int, int]) -> float:
-    """Of one vector of a depthwise convolution whose lanes are channels."""
-    return 0.6 * kernel[0] * kernel[1] + 2
+def tap_cycles(kernel: tuple[int, int], stride: tuple[int, int], m: Machine) -> float:
+    """Of one vector of a depthwise convolution whose lanes are channels; strides fetch more pixels for each."""
+    fetched = (stride[0] * stride[1] - 1) * L2_VECTOR
+    return max(0.6, 1 / m.multiply_adds) * kernel[0] * kernel[1] + 2 + fetched
 
 
 def _lane_cycles(site: Site, m: Machine, sparse: bool, density: float, group: int, most: int, unroll: int) -> float:

@@ -264,6 +264,18 @@ def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride
     close(*results)
 
 
+def test_what_stays_in_the_cache_is_cheaper_by_its_way_out_and_back(monkeypatch):
+    machine = targets.find_machine()
+    nodes, shapes = everything(np.random.default_rng(0), 16, 14, 3, 2, None, separable=False)
+    network = graph.Graph(nodes, {"x": (2, 3, 14, 14), **shapes}, "x", "y")
+    passes.fuse_depthwise(network)
+    costs, totals = layout.Costs(network, machine, False, 0.0), []
+    for most in (0, 10**9):
+        monkeypatch.setattr(layout, "WIDE_BYTES", (most, most))
+        totals.append(costs.total({name for name, (_, lanes) in costs.nodes.items() if lanes is not None}))
+    np.testing.assert_allclose(totals[1] - totals[0], layout.LEAVES * np.prod(shapes["e"]))
+
+
 def test_few_channels_slide_in_planes():
     """A depthwise convolution of fewer channels than a vector has lanes, in front of a pointwise one of many."""
     rng = np.random.default_rng(0)
