@@ -20,7 +20,7 @@ from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
-from .emit import Sums, activate, branch, columns, kernel, load, splat, store, tasks
+from .emit import Sums, activate, branch, columns, kernel, load, prefetch, splat, store, tasks
 from .graph import Activation
 from .lanes import POINT, Map, Taps, clear_border
 from .tiles import Strip, deal
@@ -131,9 +131,18 @@ def lane_gemm(g: LaneGemm):
                 store(y, to + down + row * g.y.pitch + column * lanes, value, lanes)
             clear_border(g.y, y, to, edge)  # after the sums have left their registers
 
+        def near(image, group, pixels, beside) -> None:
+            """Fetch what a tile will add: it was made some layers ago."""
+            for v in range(product.group // lanes):
+                other = (image * g.y.blocks + group * (product.group // lanes) + v) * g.residual.block
+                for row, column in pixels:
+                    prefetch(residual, other + beside + row * g.residual.pitch + column * lanes)
+
         def tile_code(strip: Strip, image, group, middle, read, down, beside, edge) -> None:
             finish = partial(put, image, down=down, beside=beside, edge=edge)
             if g.depthwise is None:
+                if residual is not None:
+                    near(image, group, strip.pixels, beside)
                 multiply(product, lanes, strip.pixels, x, read, _reads(strip, g.taps, g.x), own[:4], group, finish)
             else:
                 _separable(g, strip, middle, read, own, finish)
