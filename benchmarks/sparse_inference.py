@@ -87,8 +87,8 @@ def write_missed(options: argparse.Namespace) -> None:
             table = in_a_process(layers, file, entry["threads"], options.runs)
             parts.append(f"## {entry['network']}, {point.label}: {reached:.2f} of {goal(entry, point):g}\n\n{table}\n")
             print(parts[-1], flush=True)
-    told = "of each, medians; of kernels that occur more than once, means of their medians"
-    parts.insert(0, f"# Kernels of the builds that miss their target: {options.runs} runs {told}\n")
+    told = f"Medians of {options.runs} runs, means of them where a kernel is called more than once."
+    parts.insert(0, f"# Kernels of the builds that miss their target\n\n{told}\n")
     parts.append(f"`{how['command']}`: {machine.line(how['machine'])}\n")
     save_text(options.out / "sparse_layers.md", "\n".join(parts))
 
@@ -233,29 +233,28 @@ def work(file: Path) -> dict:
 def layers(file: Path, threads: int, runs: int) -> str:
     """A table of every kernel; for those of convolutions and classifiers, the rate of work on kept weights.
 
-    Of a depthwise convolution that is computed inside its successor's kernel, the time counts there and the work not.
+    A kernel may compute two layers, one inside the other. Of a depthwise convolution inside its successor's kernel, the
+    time counts there and the work not.
     """
     import deploy
     from deploy import clock, measure
 
     library = deploy.compile_onnx(file, threads=threads)
     times = measure.kernel_times(library, np.load(file.parent / "inputs.npy")[:1], runs)
-    told_apart = sum("gemm" in name for name, _ in times) == len(library.info["layers"])
-    rows, peak = iter(library.info["layers"] if told_apart else ()), clock.peak_gflops(library.machine)
     alike: dict[str, list[float]] = {}  # kernels of one name differ in nothing but their weights
-    layer = {}
     for name, ms in times:
         alike.setdefault(name, []).append(ms)
-        layer[name] = next(rows, None) if "gemm" in name else None
-    total, mflop = sum(ms for _, ms in times), work(file)["mflop"]
+    total, mflop, peak = sum(ms for _, ms in times), work(file)["mflop"], clock.peak_gflops(library.machine)
     table = [["kernel", "calls", "us each", "of all", "shape", "N", "density", "pixels", "GFLOP/s", "of peak"]]
     for name, found in alike.items():
-        ms, row = statistics.mean(found), layer[name]
-        told = [name, str(len(found)), f"{1e3 * ms:.1f}", f"{sum(found) / total:.1%}"]
-        if row:
-            gflops = 2 * np.prod(row["shape"]) * row["density"] * row["pixels"] / ms / 1e6
-            told += ["x".join(map(str, row["shape"])), str(row["N"] or ""), f"{row['density']:.3f}"]
-            told += [str(row["pixels"]), f"{gflops:.0f}", f"{gflops / peak:.0%}"]
+        rows = [row for row in library.info["layers"] if row["function"] == name]
+        told = [name, str(len(found)), f"{1e3 * statistics.mean(found):.1f}", f"{sum(found) / total:.1%}"]
+        if rows:
+            flop = sum(2 * np.prod(row["shape"]) * row["density"] * row["pixels"] for row in rows)
+            gflops, rows = flop / sum(found) / 1e6, rows[: len(rows) // len(found)]
+            shapes = ["x".join(map(str, row["shape"])) for row in rows]
+            facts = [shapes, *([row[key] or "" for row in rows] for key in ("N", "density", "pixels"))]
+            told += [", ".join(map(str, fact)) for fact in facts] + [f"{gflops:.0f}", f"{gflops / peak:.0%}"]
         table.append(told + [""] * (len(table[0]) - len(told)))
     rate = mflop / total
     return (

@@ -163,6 +163,8 @@ float32), by medians. All builds and both peers take turns in one process, {entr
 ## Ratio / target
 
 {markdown(ratio_table(entries))}
+Where a target is missed: [the time of every kernel](sparse_layers.md), [what bounds it](sparse_limits.md).
+
 ![latency against sparsity](sparse_inference.png)
 
 ## Every build

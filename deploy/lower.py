@@ -65,6 +65,8 @@ class Program:
         if (make, spec) not in self.functions:
             name = f"{make.__name__}_{len(self.functions)}"
             self.functions[make, spec] = self.builder.add_func(make(spec), name)
+        for row in self.layers:
+            row.setdefault("function", self.functions[make, spec].name_hint)
         arguments = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
         return self.builder.emit(relax.call_tir(self.functions[make, spec], arguments, out_ty=_flat(length)))
 
