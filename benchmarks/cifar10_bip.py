@@ -29,9 +29,9 @@ METHODS = {  # in the paper's order at these shares
 }
 DENSE = "dense --lr 0.02"
 BLOCKS = {
-    "BiP, 1x8 blocks": "bip --layer_type block --N 8 --lr 0.1 --mask_lr 0.1 --num_epochs {epochs}",
-    "one-shot, 1x8 blocks": "imp --layer_type block --N 8 --lr 0.1 --num_epochs {epochs}",
-    "one-shot, 1x8 blocks, rearranged": "block_l1 --N 8 --pr_target 0.75 --rearrange --lr 0.1 --num_epochs {epochs}",
+    "BiP, 1x8 blocks": "bip --layer_type block --N 8 --lr 0.02 --mask_lr 0.1 --num_epochs {epochs}",
+    "one-shot, 1x8 blocks": "imp --layer_type block --N 8 --lr 0.02 --num_epochs {epochs}",
+    "one-shot, 1x8 blocks, rearranged": "block_l1 --N 8 --pr_target 0.75 --rearrange --lr 0.02 --num_epochs {epochs}",
 }
 SHARE_OF_BLOCKS = 0.25
 
