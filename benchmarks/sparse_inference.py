@@ -202,6 +202,7 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         found[point] = {"compile_s": round(seconds, 2), "error": error, "top1": top1, **work(file)}
         print(f"  {Point.parse(point).label}: compiled in {seconds:.1f} s, error {error:.1e}", flush=True)
         library.save(file.parent / "deploy")
+        found[point]["weight_bytes"] = (file.parent / "deploy" / "weights.bin").stat().st_size
         found[point]["start_up"] = startup.measure(file.parent / "deploy")
         runners[point] = library.run
     latency = measure.race(runners, pictures[:1], runs)
@@ -212,22 +213,21 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
 
 
 def work(file: Path) -> dict:
-    """Of one picture: operations with weights other than zero, bytes of these, and of the two largest activations."""
+    """Of one picture: operations with weights other than zero, and bytes of the two largest activations."""
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(onnx.load(file)).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     shapes = {value.name: [d.dim_value or 1 for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
     shapes |= {value.name: [d.dim_value or 1 for d in value.type.tensor_type.shape.dim] for value in graph.output}
-    kept, flops, floats = 0, 0, []
+    flops, floats = 0, []
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             weight = int(np.count_nonzero(onnx.numpy_helper.to_array(weights[node.input[1]])))
             _, channels, *pixels = shapes[node.output[0]]
-            kept += weight
             flops += 2 * weight * math.prod(pixels)
             floats.append(channels * math.prod(pixels))
-    return {"mflop": flops / 1e6, "weight_bytes": 4 * kept, "activation_bytes": 4 * sum(sorted(floats)[-2:])}
+    return {"mflop": flops / 1e6, "activation_bytes": 4 * sum(sorted(floats)[-2:])}
 
 
 def layers(file: Path, threads: int, runs: int) -> str:

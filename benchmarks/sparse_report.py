@@ -177,7 +177,7 @@ measured as multiply-adds in registers.
 
 Error: largest difference to ONNX Runtime's outputs on the same pruned network, relative to the largest output. Memory:
 what a process grows by, at its highest, while it loads the saved library and runs it. At most: {MEMORY_TARGET} times
-kept weights and the two largest activations.
+packed weights (`weights.bin`) and the two largest activations.
 
 {markdown(cost_table(entries))}
 ## How it was measured
