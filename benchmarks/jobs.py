@@ -12,11 +12,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 RUNTIMES = ("onnxruntime_dense", "tvm_dense", "tvm_sparse")
 
 
-def run(*command: object) -> None:
+def run(*words: object) -> None:
     """A script of this repository, in a process of its own."""
-    command = [sys.executable, *map(str, command)]
-    print("$", *command[1:], flush=True)
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    words = [sys.executable, *map(str, words)]
+    print("$", *words[1:], flush=True)
+    subprocess.run(words, cwd=ROOT, check=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
 def command() -> str:
