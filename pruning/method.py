@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pruning.options import NoOptions
+
 
 class Method:
     """Every hook has a harmless default, so a method says only what is its own.
@@ -16,6 +18,14 @@ class Method:
 
     batches_per_step = 1
     rounds = 1  # trainings that follow one another in a run, each under the whole schedule of the learning rate
+
+    def __init__(self, name: str = "dense", options: NoOptions = NoOptions()):  # noqa: B008 (frozen)
+        self.name, self.options = name, options
+
+    @classmethod
+    def create(cls, name: str, options) -> "Method":
+        """The method called `name` under `options`: of this class, or, where an option says so, of another."""
+        return cls(name, options)
 
     def __str__(self) -> str:
         """What it does and was asked, for titles."""
