@@ -17,10 +17,12 @@ from torch import nn
 import data
 import models
 import pruning
+from pruning.options import row
 from utils import callbacks, job, machine, ranks, report
 from utils.count import Cost, beside, count, totals
 from utils.export import export_onnx
 from utils.files import save_checkpoint, sweep
+from utils.kept import Kept
 from utils.loss import Loss
 from utils.options import Options, parse
 from utils.run import Run, evaluate, fit, learning_rate
@@ -101,7 +103,12 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     tuned = evaluate(network, val, here)
     if not here.first:
         return
-    final = {"state_dict": network.state_dict(), "kept": kept, "epoch": run.epoch, "widths": models.widths(network)}
+    final = {
+        "state_dict": network.state_dict(),
+        "kept": {name: layer.to_json() for name, layer in kept.items()},
+        "epoch": run.epoch,
+        "widths": models.widths(network),
+    }
     save_checkpoint(checkpoints / "final.pt", facts | final)
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
     costs, sums = compare_with_dense(options, network, images)
@@ -109,11 +116,13 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     head |= {"method": str(method), "accuracy": accuracy | {"tuned": tuned}}
     report.save_summary(options.job_dir, head | {"totals": sums}, costs, kept, fixed)
     report.write(options.job_dir, screen)
+    if pictures := method.draw(kept, f"{options.arch} on {options.data_set}", options.job_dir):
+        screen.print(f"written: {options.job_dir}/{', '.join(pictures)}")
 
 
 def create_method(options: Options) -> pruning.Method:
-    names = set().union(*map(pruning.option_names, pruning.METHODS)) | {"exp_mode"}
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    own = row(options.conv_type).own
+    given = {name: getattr(options, name) for name in own if getattr(options, name, None) is not None}
     method = pruning.create_method(options.conv_type, **given)
     if options.num_epochs % method.rounds or (method.rounds > 1 and not options.num_epochs):
         raise ValueError(f"--num_epochs {options.num_epochs}: must divide into {method.rounds} rounds of training")
@@ -225,7 +234,7 @@ def evaluate_checkpoint(options: Options, network: nn.Module, method, val: data.
         pruning.finish(method, network, images)
     figures = evaluate(network, val, here)
     costs, sums = compare_with_dense(options, network, images)
-    lengths = pruning.find_blocks(network, options.N)
+    lengths = pruning.find_blocks(network, options.N or 16)
     rows = [["layer", "shape", "sparsity", "blocks"]]
     for name, cost in costs.items():
         shape = " -> ".join("x".join(map(str, shape)) for shape in (cost.shape, cost.left) if shape)
@@ -237,12 +246,12 @@ def evaluate_checkpoint(options: Options, network: nn.Module, method, val: data.
         + (f"; {facts['note']}" if "note" in facts else "")
     )
     if options.export_onnx and here.first:
-        export(options, network, {name: {"N": N, "rate": 1} for name, (N, _) in lengths.items()}, images, screen)
+        export(options, network, {name: Kept("blocks", 1.0, N=N) for name, (N, _) in lengths.items()}, images, screen)
 
 
 def export(options: Options, network: nn.Module, kept: dict, images: torch.Tensor, screen: Console) -> dict[str, str]:
     """Write `model.onnx` with blocks as consecutive rows. Returns why not, for the layers where that is impossible."""
-    lengths = {name: layer["N"] for name, layer in kept.items() if layer.get("N") and layer.get("rate")}
+    lengths = {name: layer.N for name, layer in kept.items() if layer.in_blocks}
     network, fixed = pruning.proven_copy(network, partial(pruning.gather_blocks, lengths=lengths), images)
     error = export_onnx(network, images, options.job_dir / "model.onnx")
     screen.print(f"written: {options.job_dir}/model.onnx (ONNX Runtime agrees to {error:.1e})")

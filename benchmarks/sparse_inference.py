@@ -170,7 +170,7 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
     with torch.no_grad():
         network.train()(images)
     kept = pruning.finish(method, network, images)
-    lengths = {layer: told["N"] for layer, told in kept.items() if told.get("N") and told.get("rate")}
+    lengths = {name: layer.N for name, layer in kept.items() if layer.in_blocks}
     network, _ = pruning.proven_copy(network, lambda copy: pruning.gather_blocks(copy, lengths), images)
     export_onnx(network, images, path)
 

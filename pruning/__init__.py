@@ -14,7 +14,12 @@ LATE = {
     "shrink": "slicing",
 }
 
-__all__ = ["ALIASES", "METHODS", "create_method", *LATE]
+__all__ = [  # noqa: PLE0604 (all are strings)
+    "ALIASES",
+    "METHODS",
+    "create_method",
+    *LATE,
+]
 
 
 def create_method(name: str, **options):

@@ -8,33 +8,26 @@ vanishes at theta*, its derivative (Hessian left out) is d theta*/dm = -(1 / gam
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from pruning.hydra import Hydra
 from pruning.layers import masked_layers
+from pruning.options import BiPOptions
+from pruning.published import BIP_DECAYS
 
-# Share of the peak rate of the scores -> after this share of the training it is a tenth, a hundredth.
-DECAYS = {"paper": (0.75, 0.9), "reference": (0.5, 0.75)}
+# The scores' schedule, epoch by epoch: from the share of the training that is done, the share of the peak rate.
 POLICIES = {
     "cos": lambda progress, decays: 0.5 + 0.5 * math.cos(math.pi * progress),
     "step": lambda progress, decays: 0.1 ** sum(progress >= decay for decay in decays),
 }
 
 
-@dataclass
 class BiP(Hydra):
     """Every step draws two batches: on one the weights learn under the mask, on the other the scores.
 
     The implicit term needs no third pass: m is 0 or 1, so m * grad_z^2 is the square of the weight's own gradient.
-
-    Args:
-        lr2: 1 / gamma, the weight of the implicit term.
-        mask_lr: peak learning rate of the scores; `lr` is that of the weights.
-        mask_lr_policy: its schedule, epoch by epoch, a key of `POLICIES`.
-        accelerate: scores first, without the implicit term, then weights.
 
     As published (`fidelity` "reference"): scores share their memory with weights; both optimisers hold all parameters,
     so that decay and momentum of either act on both; the implicit term squares the scores' gradient instead, and that
@@ -43,19 +36,7 @@ class BiP(Hydra):
 
     batches_per_step = 2
 
-    lr2: float = 1e-4
-    lr: float = 0.01
-    mask_lr: float = 0.1
-    mask_lr_policy: str = "cos"
-    accelerate: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mask_lr_policy not in POLICIES:
-            raise ValueError(f"--mask_lr_policy {self.mask_lr_policy}: one of {', '.join(POLICIES)}")
-        for name in ("lr2", "mask_lr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be 0 or more")
+    options: BiPOptions
 
     def freeze(self, layer: nn.Module) -> None:
         """Everything learns, each in its turn."""
@@ -70,20 +51,19 @@ class BiP(Hydra):
 
     def step(self, run, *batches) -> None:
         first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
-        if self.accelerate:
+        if self.options.accelerate:
             self.upper(run, first, 0.0)
             self.lower(run, second)
         else:
             self.lower(run, first)
-            self.upper(run, second, self.lr2)
+            self.upper(run, second, self.options.lr2)
         self.after_update(run)
 
     def lower(self, run, batches) -> None:
         """The weights learn under the mask."""
         self._gradients(run, batches)
         if self.published:
-            for layer in masked_layers(run.network).values():
-                layer.popup_scores.grad.zero_()
+            torch._foreach_zero_([layer.popup_scores.grad for layer in masked_layers(run.network).values()])
         run.update(run.optimizers[0])
 
     def upper(self, run, batches, lr2: float) -> None:
@@ -105,8 +85,8 @@ class BiP(Hydra):
         run.update(run.optimizers[1])
 
     def mask_rate(self, progress: float) -> float:
-        peak = self.lr if self.published else self.mask_lr
-        return peak * POLICIES[self.mask_lr_policy](progress, DECAYS[self.fidelity])
+        peak = self.options.lr if self.published else self.options.mask_lr
+        return peak * POLICIES[self.options.mask_lr_policy](progress, BIP_DECAYS[self.options.fidelity])
 
     def _gradients(self, run, batches) -> None:
         for images, labels in batches:
@@ -116,6 +96,8 @@ class BiP(Hydra):
 @torch.no_grad()
 def add_implicit_term(layers: list[nn.Module], lr2: float) -> None:
     """Let the gradient of scores know that weights will follow the mask: -lr2 * m * grad_z^2, by the sign of scores."""
-    for layer in layers:
-        response = layer.weight.grad.square().mul_(layer.popup_scores.sign())
-        layer.popup_scores.grad.sub_(response, alpha=lr2)
+    if not lr2:
+        return
+    squares = torch._foreach_mul([layer.weight.grad for layer in layers], [layer.weight.grad for layer in layers])
+    torch._foreach_mul_(squares, torch._foreach_sign([layer.popup_scores for layer in layers]))
+    torch._foreach_add_([layer.popup_scores.grad for layer in layers], squares, alpha=-lr2)

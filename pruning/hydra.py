@@ -4,15 +4,19 @@ Sehwag et al., "HYDRA: Pruning Adversarially Robust Neural Networks" (NeurIPS 20
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
+from pruning.imp import IMP
 from pruning.layers import add_scores, masked_layers
+from pruning.method import Method
+from pruning.options import HydraOptions, IMPOptions
+from pruning.score import Calibration
 from pruning.selection import Selective
 
-# Scores to start with, from the weight (O, I, ...) and the share kept.
+# Scores to start with, from the weight (O, I, ...).
 SCORE_INITS = {
     # The paper scales each layer by sqrt(6 / fan-in) / max |w| (equation 6). That is for a ranking within the layer; in
     # a ranking over all, it empties layers of many inputs.
@@ -21,32 +25,35 @@ SCORE_INITS = {
 }
 
 
-@dataclass
 class Hydra(Selective):
     """Scores and batch-norm learn, weights are frozen. The selection is made once a step.
 
-    Args:
-        score_init: a key of `SCORE_INITS`; a checkpoint's own scores come first. Under random scores the weights grow
-            by 1 / sqrt(k), as published. Under `fidelity` "reference", "magnitude" scores share their memory with the
-            weights, so that either moves with the other.
+    A checkpoint's own scores come before those of `score_init`. Under random scores the weights grow by 1 / sqrt(k), as
+    published. Under `fidelity` "reference", "magnitude" scores share their memory with the weights, so that either
+    moves with the other.
     """
 
-    score_init: str = "magnitude"
+    options: HydraOptions
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.score_init not in SCORE_INITS:
-            raise ValueError(f"--score_init {self.score_init}: one of {', '.join(SCORE_INITS)}")
+    @classmethod
+    def create(cls, name: str, options: HydraOptions) -> Method:
+        """The method of the phase `exp_mode`: before masks are learned training is dense, after it they are fixed."""
+        if options.exp_mode == "pretrain":
+            return Method("dense")
+        if options.exp_mode == "finetune":
+            shared = {field.name for field in fields(IMPOptions)} & {field.name for field in fields(options)}
+            return IMP("imp", IMPOptions(**{option: getattr(options, option) for option in shared}))
+        return cls(name, options)
 
     @torch.no_grad()
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         self.check(network)
         layers = self.layers(network)
         given = self.start_scores(layers)
         for name, layer in layers.items():
             add_scores(layer, given.get(name, self._first_scores(layer.weight)))
-            if not given and self.score_init == "random":
-                layer.weight.div_(math.sqrt(self.k))
+            if not given and self.options.score_init == "random":
+                layer.weight.div_(math.sqrt(self.options.k))
             self.freeze(layer)
         self.settle(network)
 
@@ -57,9 +64,9 @@ class Hydra(Selective):
             layer.bias.requires_grad_(False)
 
     def _first_scores(self, weight: Tensor) -> Tensor:
-        if self.published and self.score_init == "magnitude":
+        if self.published and self.options.score_init == "magnitude":
             return weight.data
-        return SCORE_INITS[self.score_init](weight.data)
+        return SCORE_INITS[self.options.score_init](weight.data)
 
     def after_update(self, run) -> None:
         self.settle(run.network)
@@ -68,6 +75,5 @@ class Hydra(Selective):
     def settle(self, network: nn.Module) -> None:
         """Masks follow the scores."""
         layers = masked_layers(network)
-        masks = self.masks({name: layer.popup_scores for name, layer in layers.items()}, self.k)
-        for name, layer in layers.items():
-            layer.mask.copy_(masks[name])
+        masks = self.masks({name: layer.popup_scores for name, layer in layers.items()}, self.options.k)
+        torch._foreach_copy_([layer.mask for layer in layers.values()], [masks[name] for name in layers])

@@ -4,52 +4,47 @@ Han et al., "Learning both Weights and Connections" (NeurIPS 2015); rewinding: F
 Hypothesis" (ICLR 2019).
 """
 
-from dataclasses import dataclass, field
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.graph import Graph
 from pruning.layers import add_mask, hold, masked_layers
+from pruning.options import IMPOptions
+from pruning.score import Calibration
 from pruning.selection import Selective
+from utils.kept import Kept
 
 
-@dataclass
 class IMP(Selective):
     """From trained weights, every round prunes the same share of what is left by magnitude, and trains.
 
     One round is one-shot magnitude pruning and fine-tuning, or, with a checkpoint's scores, fine-tuning under the masks
     that they give. Dead filters are silenced: their batch-norm has no scale and no shift.
 
-    Args:
-        rounds: of pruning and training; the learning rate's schedule starts anew with each.
-        rewind: later rounds start from the weights that the run started from, under the new mask, and not from those
-            that the round before has trained.
+    The learning rate's schedule starts anew with each round. With `rewind`, later rounds start from the weights that
+    the run started from, under the new mask, and not from those that the round before has trained.
     """
 
-    rounds: int = 1
-    rewind: bool = True
-    start: dict[str, Tensor] = field(default_factory=dict, init=False)
-    norms: dict[str, list[str]] = field(default_factory=dict, init=False)
+    options: IMPOptions
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rounds < 1:
-            raise ValueError(f"--rounds {self.rounds}: 1 or more")
+    @property
+    def rounds(self) -> int:
+        return self.options.rounds
 
     def __str__(self) -> str:
-        rewind = "" if self.rewind else " without rewinding"
+        rewind = "" if self.options.rewind else " without rewinding"
         return super().__str__() + (f", {self.rounds} rounds{rewind}" if self.rounds > 1 else "")
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         self.check(network)
         layers = self.layers(network)
-        if self.rounds > 1 and self.rewind:
-            self.start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        if self.layer_type == "filter" and not self.published:
-            self.norms = norms_of_filters(network, layers)
+        if self.rounds > 1 and self.options.rewind:
+            network.rewind_to = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if self.options.layer_type == "filter" and not self.published:
+            for name, norms in norms_of_filters(network, layers).items():
+                layers[name].silenced = norms
         scores = self.start_scores(layers) or {name: layer.weight for name, layer in layers.items()}
-        for name, mask in self.masks(scores, self.k ** (1 / self.rounds)).items():
+        for name, mask in self.masks(scores, self.options.k ** (1 / self.rounds)).items():
             add_mask(layers[name], mask)
         self.settle(network)
 
@@ -65,9 +60,9 @@ class IMP(Selective):
         """Prune by the weights that the last round has trained. `number` counts from 0."""
         layers = masked_layers(run.network)
         scores = {name: layer.weight for name, layer in layers.items()}
-        masks = self.masks(scores, self.k ** ((number + 1) / self.rounds))
-        if self.rewind:
-            run.network.load_state_dict(self.start, strict=False)
+        masks = self.masks(scores, self.options.k ** ((number + 1) / self.rounds))
+        if self.options.rewind:
+            run.network.load_state_dict(run.network.rewind_to, strict=False)
             for optimizer in run.optimizers:
                 optimizer.state.clear()
         for name, layer in layers.items():
@@ -79,12 +74,19 @@ class IMP(Selective):
 
     @torch.no_grad()
     def settle(self, network: nn.Module) -> None:
-        hold(list(masked_layers(network).values()))
-        for name, norms in self.norms.items():
-            alive = network.get_submodule(name).mask.flatten(1).any(1)
-            for norm in map(network.get_submodule, norms):
+        layers = masked_layers(network).values()
+        hold(list(layers))
+        for layer in layers:
+            for norm in map(network.get_submodule, getattr(layer, "silenced", ())):
+                alive = layer.mask.flatten(1).any(1)
                 norm.weight.mul_(alive)
                 norm.bias.mul_(alive)
+
+    def finish(self, network: nn.Module) -> dict[str, Kept]:
+        for module in network.modules():
+            for plan in ("rewind_to", "silenced"):
+                vars(module).pop(plan, None)
+        return super().finish(network)
 
 
 def norms_of_filters(network: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[str]]:

@@ -57,7 +57,7 @@ _PLAIN = {ours: plain for table in (_MASKED, _SCORED) for plain, ours in table.i
 def add_mask(layer: nn.Module, mask: Tensor) -> None:
     """Turn a plain layer into a masked one, in place: its parameters, hooks and names stay what they are."""
     layer.__class__ = _MASKED[type(layer)]
-    layer.register_buffer("mask", mask.view_as(layer.weight).to(layer.weight))
+    layer.register_buffer("mask", torch.empty_like(layer.weight).copy_(mask))
     hold([layer])
 
 

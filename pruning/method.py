@@ -2,18 +2,22 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pruning.options import NoOptions
+from pruning.score import Calibration
+from utils.kept import Kept
 
 
 class Method:
     """Every hook has a harmless default, so a method says only what is its own.
 
-    State lives in the network's modules (parameters, buffers), never here: a resumed run builds the network, attaches,
-    and loads.
+    State lives in the network's modules, never here: what training changes in parameters and buffers, what `attach`
+    plans in attributes of the layers, so that a deep copy of the network has it too. Every hook acts on the network
+    that it is given. A resumed run builds the network, loads the dense weights again, attaches, and loads the rest.
     """
 
     batches_per_step = 1
@@ -43,8 +47,15 @@ class Method:
         if tensors:
             raise ValueError(f"the checkpoint holds {next(iter(tensors))}, of which method {self} makes no use")
 
-    def attach(self, network: nn.Module) -> None:
-        """Called once, after the dense weights are in: add masks, skeletons, compactors, scores."""
+    def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
+        """Called once, after the dense weights are in: add masks, skeletons, compactors, scores.
+
+        Args:
+            calibration: for methods that look at data.
+        """
+
+    def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> None:
+        """Called after `attach`, on request: make good for what the mask broke, beside the `dense` network."""
 
     def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""
@@ -71,13 +82,17 @@ class Method:
         """What the method has to tell of this moment, by name: it stands in the records of every epoch."""
         return {}
 
-    def finish(self, network: nn.Module) -> dict[str, dict]:
+    def draw(self, kept: dict[str, Kept], title: str, folder: Path) -> list[str]:
+        """Draw the method's own pictures of what was kept into `folder`; returns the names of the files."""
+        return []
+
+    def finish(self, network: nn.Module) -> dict[str, Kept]:
         """Fold the method away in place: only plain layers remain, same outputs. Returns what was kept, per layer."""
         return {}
 
 
 @torch.no_grad()
-def finish(method: Method, network: nn.Module, images: Tensor, tolerance: float = 1e-5) -> dict[str, dict]:
+def finish(method: Method, network: nn.Module, images: Tensor, tolerance: float = 1e-5) -> dict[str, Kept]:
     """`method.finish`, proven: outputs on `images` before and after agree within `tolerance` of the largest.
 
     Both are computed in float64, where the rounding of deep networks neither hides a difference nor makes one.

@@ -28,7 +28,7 @@ class OneShotOptions(Declared):
     max_rate: float = option(0.9, "the most that a layer loses under a global budget", within="[0, 1)")
     rates: Path | dict | None = option(None, "YAML file of layer-name patterns and their rates, instead of --pr_target")
     schedule: str = option("oneshot", "growth of the rate while training", choices=("oneshot", "linear", "cubic"))
-    schedule_end: float = option(0.5, "share of the training after which the rate has grown to its end", within="(0, 1]")
+    schedule_end: float = option(0.5, "share of training after which the rate has grown to its end", within="(0, 1]")
     schedule_every: int = option(50, "updates between two selections of a growing rate", within="[1, inf)")
 
     def __post_init__(self) -> None:
@@ -133,9 +133,7 @@ class HydraOptions(SelectiveOptions):
         "dense training, learning masks, or training under those that were learned",
         choices=("pretrain", "prune", "finetune"),
     )
-    score_init: str = option(
-        "magnitude", "scores start as the weights, or random", choices=("magnitude", "random")
-    )
+    score_init: str = option("magnitude", "scores start as the weights, or random", choices=("magnitude", "random"))
 
 
 @dataclass(frozen=True)
@@ -163,9 +161,7 @@ class IMPOptions(SelectiveOptions):
 class ResRepOptions(Declared):
     """The published schedules are the defaults."""
 
-    flops_target: float = option(
-        0.455, "multiply-adds to keep, as a share of the dense network's", within="(0, 1]"
-    )
+    flops_target: float = option(0.455, "multiply-adds to keep, as a share of the dense network's", within="(0, 1]")
     tied_groups: bool = option(False, "prune channels of residual sums, too, a group of layers together")
     lasso_strength: float = option(1e-4, "strength of the penalty on compactor rows", within="[0, inf)")
     before_mask_iters: int | None = option(
@@ -258,7 +254,7 @@ def owners(option: str) -> list[str]:
 
 
 def refuse_foreign(name: str, given: set[str]) -> None:
-    """Raise ValueError if a method called `name` is given options that it has not, naming the methods that have them."""
+    """Raise ValueError, naming the owners, if a method called `name` is given options that it has not."""
     for foreign in sorted(given - set(row(name).own)):
         others = owners(foreign)
         raise ValueError(

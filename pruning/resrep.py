@@ -5,16 +5,20 @@ convolution that starts as the identity, follows the batch norm of every target 
 chosen to be forgotten get no other gradient. Rows that reach zero are output channels that can go.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.budget import cut
 from pruning.graph import SUM, Graph, Space
 from pruning.method import Method
+from pruning.options import ResRepOptions
+from pruning.score import Calibration
 from pruning.slicing import scale_and_shift, slice_channels
 from utils.count import count
+from utils.kept import Kept
 
 EPOCHS_BEFORE_MASKS = 5
 
@@ -59,89 +63,49 @@ _COMPACTED = {nn.BatchNorm2d: CompactedBatchNorm2d, nn.Conv2d: CompactedConv2d}
 
 @dataclass
 class Target:
-    """Channels that go together, and the compactors that decide: several where layers share their channels."""
+    """Channels that go together, and where the compactors are that decide: several where layers share their channels.
 
-    name: str  # of the first layer
-    space: Space
-    hosts: list[tuple[str, str | None]]  # convolution, batch norm behind it
-    compactors: list[Compactor] = field(default_factory=list)
-
-    def norms(self) -> Tensor:
-        """Norm (channels,) of every channel's rows in all compactors."""
-        return torch.cat([compactor.rows() for compactor in self.compactors], 1).norm(dim=1)
-
-    @property
-    def mask(self) -> Tensor:
-        return self.compactors[0].mask
-
-
-@dataclass
-class ResRep(Method):
-    """Compactors, gradient resetting and channel selection; `finish` leaves a narrower plain network.
-
-    Args:
-        flops_target: multiply-adds to keep, as a share of the dense network's.
-        tied_groups: prune the channels of residual sums, too, all layers of a group together; else only those of layers
-            inside blocks, as published.
-        lasso_strength: of the penalty's gradient, which has this length for every row.
-        before_mask_iters: updates before the first selection can be; five epochs if None.
-        mask_interval: updates between two selections.
-        mask_end: the share of training after which the selection stands, so that short runs have time to forget.
-        begin_granularity: by how many channels a selection may exceed the one before while the target is not reached.
-        num_at_least: channels that a layer keeps.
-        compactor_momentum: of compactors, instead of the optimiser's.
-        decay_compactors: apply weight decay to compactors.
-        bias_lr_factor: of the learning rate of biases, batch norms' included.
-        conversion_threshold: rows of a smaller norm are zero.
-        round_to: widths are multiples of it, where the dense ones are.
+    Attributes:
+        name: of the first layer.
+        space: of its output channels.
+        hosts: convolution, and the batch norm behind it that has the compactor; without one the convolution has it.
     """
 
-    flops_target: float = 0.455
-    tied_groups: bool = False
-    lasso_strength: float = 1e-4
-    before_mask_iters: int | None = None
-    mask_interval: int = 200
-    mask_end: float = 1.0
-    begin_granularity: int = 4
-    num_at_least: int = 1
-    compactor_momentum: float = 0.99
-    decay_compactors: bool = False
-    bias_lr_factor: float = 2.0
-    conversion_threshold: float = 1e-5
-    round_to: int = 1
-    targets: list[Target] = field(default_factory=list, init=False)
-    costs: "Costs | None" = field(default=None, init=False)
+    name: str
+    space: Space
+    hosts: list[tuple[str, str | None]]
 
-    def __post_init__(self) -> None:
-        for name in ("flops_target", "mask_end"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: a share in (0, 1]")
-        for name in ("mask_interval", "begin_granularity", "num_at_least", "round_to"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: 1 or more")
-        for name in ("lasso_strength", "before_mask_iters", "bias_lr_factor", "conversion_threshold"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: 0 or more")
-        if not 0 <= self.compactor_momentum < 1:
-            raise ValueError(f"--compactor_momentum {self.compactor_momentum}: in [0, 1)")
+    def compactors(self, network: nn.Module) -> list[Compactor]:
+        return [network.get_submodule(norm or convolution).compactor for convolution, norm in self.hosts]
+
+
+class ResRep(Method):
+    """Compactors, gradient resetting and channel selection; `finish` leaves a narrower plain network."""
+
+    options: ResRepOptions
+
+    def __init__(self, name: str, options: ResRepOptions):
+        super().__init__(name, options)
+        self.targets: list[Target] = []  # read from the structure in `attach`
+        self.costs: Costs | None = None  # known when the first picture has come
 
     def __str__(self) -> str:
-        extras = ", residual groups tied" * self.tied_groups + f", widths of {self.round_to}" * (self.round_to > 1)
-        return f"ResRep, flops_target {self.flops_target}{extras}"
+        o = self.options
+        extras = ", residual groups tied" * o.tied_groups + f", widths of {o.round_to}" * (o.round_to > 1)
+        return f"ResRep, flops_target {o.flops_target}{extras}"
 
     def check(self, network: nn.Module) -> None:
-        if not find_targets(Graph(network), self.tied_groups):
+        if not find_targets(Graph(network), self.options.tied_groups):
             raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune")
 
-    def attach(self, network: nn.Module) -> None:
-        self.graph = Graph(network)
-        self.targets = find_targets(self.graph, self.tied_groups)
+    def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
+        graph = Graph(network)
+        self.targets = find_targets(graph, self.options.tied_groups)
         for target in self.targets:
             for convolution, norm in target.hosts:
-                layer, host = self.graph.modules[convolution], self.graph.modules[norm or convolution]
+                layer, host = graph.modules[convolution], graph.modules[norm or convolution]
                 host.__class__ = _COMPACTED[type(host)]
                 host.compactor = Compactor(layer.out_channels, layer.groups > 1, layer.weight)
-                target.compactors.append(host.compactor)
 
     def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
         groups = {kind: [] for kind in ("compactor", "bias", "norm", "weight")}
@@ -155,10 +119,12 @@ class ResRep(Method):
                 }
                 if parameter.requires_grad:
                     groups[next(kind for kind, holds in kinds.items() if holds)].append(parameter)
-        compactor = {"momentum": self.compactor_momentum} | ({} if self.decay_compactors else {"weight_decay": 0.0})
+        compactor = {"momentum": self.options.compactor_momentum}
+        if not self.options.decay_compactors:
+            compactor["weight_decay"] = 0.0
         own = {
             "compactor": compactor,
-            "bias": {"weight_decay": 0.0, "lr_scale": self.bias_lr_factor},
+            "bias": {"weight_decay": 0.0, "lr_scale": self.options.bias_lr_factor},
             "norm": {"weight_decay": 0.0},
             "weight": {},
         }
@@ -166,87 +132,130 @@ class ResRep(Method):
 
     def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
         if self.costs is None:
-            self.costs = Costs(self.graph, self.targets, batches[0][0][:1], self.round_to)
+            image = batches[0][0][:1]
+            self.costs = Costs(run.network, self.targets, image, self.options.round_to)
             run.network.train()
         super().step(run, *batches)
 
     @torch.no_grad()
     def on_gradients(self, run) -> None:
         """Rows to forget lose the loss's gradient; every row is pulled towards zero."""
-        for target in self.targets:
-            norms = target.norms().clamp_min(max(self.conversion_threshold, 1e-12)).view(-1, 1, 1, 1)
-            for compactor in target.compactors:
-                gradient = compactor.weight.grad
-                gradient.mul_(compactor.mask.view(-1, 1, 1, 1)).addcdiv_(
-                    compactor.weight, norms, value=self.lasso_strength
-                )
+        least = max(self.options.conversion_threshold, 1e-12)
+        for compactors, norms in self._by_shape(run.network):
+            weights, masks = _stacked([c.weight for c in compactors]), _stacked([c.mask for c in compactors])
+            gradients = _stacked([c.weight.grad for c in compactors]) * masks[..., None]
+            gradients.addcdiv_(weights, norms.clamp_min(least)[..., None], value=self.options.lasso_strength)
+            _put([c.weight.grad for c in compactors], gradients)
 
     @torch.no_grad()
     def after_update(self, run) -> None:
-        self._catch(run.optimizers[0])
-        before = self.before_mask_iters
+        o = self.options
+        self._catch(run)
+        before = o.before_mask_iters
         if before is None:
             before = EPOCHS_BEFORE_MASKS * (len(run.loader) // run.batches_per_step)
         waited = run.iteration - before
-        if waited <= 0 or waited % self.mask_interval or run.progress > self.mask_end:
+        if waited <= 0 or waited % o.mask_interval or run.progress > o.mask_end:
             return
-        norms = [target.norms() for target in self.targets]
-        masked = [int((target.mask == 0).sum()) for target in self.targets]
-        chosen = select(norms, masked, self.costs, self.flops_target, self.begin_granularity, self.num_at_least)
+        norms, masks = self.norms(run.network), self.masks(run.network)
+        masked = [int((mask == 0).sum()) for mask in masks]
+        chosen = select(norms, masked, self.costs, o.flops_target, o.begin_granularity, o.num_at_least)
         for target, keep in zip(self.targets, chosen, strict=True):
-            for compactor in target.compactors:
+            for compactor in target.compactors(run.network):
                 compactor.mask.copy_(keep)
 
-    def _catch(self, optimizer: torch.optim.Optimizer) -> None:
+    def _catch(self, run) -> None:
         """Rows to forget that a stride would carry across zero stay there, or they would swing around it for ever."""
-        stride = optimizer.param_groups[0]["lr"] * self.lasso_strength / (1 - self.compactor_momentum)
-        for target in self.targets:
-            kept = ((target.mask > 0) | (target.norms() >= stride)).view(-1, 1, 1, 1)
-            for compactor in target.compactors:
-                compactor.weight *= kept
-                momentum = optimizer.state[compactor.weight].get("momentum_buffer")
-                if momentum is not None:
-                    momentum *= kept
+        optimizer = run.optimizers[0]
+        rate, momentum = optimizer.param_groups[0]["lr"], self.options.compactor_momentum
+        stride = rate * self.options.lasso_strength / (1 - momentum)
+        for compactors, norms in self._by_shape(run.network):
+            kept = ((_stacked([c.mask for c in compactors]) > 0) | (norms >= stride))[..., None]
+            weights = [c.weight for c in compactors]
+            buffers = [optimizer.state[weight].get("momentum_buffer") for weight in weights]
+            _put(weights, _stacked(weights) * kept)
+            if buffers[0] is not None:
+                _put(buffers, _stacked(buffers) * kept)
+
+    def norms(self, network: nn.Module) -> list[Tensor]:
+        """The norm (channels,) of every target channel's rows in all its compactors."""
+        owned = [target.compactors(network) for target in self.targets]
+        squares = iter(row_squares([compactor for compactors in owned for compactor in compactors]))
+        return [sum(next(squares) for _ in compactors).sqrt() for compactors in owned]
+
+    def masks(self, network: nn.Module) -> list[Tensor]:
+        """(channels,) of every target: 1 remember, 0 forget."""
+        return [target.compactors(network)[0].mask for target in self.targets]
+
+    def _by_shape(self, network: nn.Module) -> list[tuple[list[Compactor], Tensor]]:
+        """Compactors of one shape, to compute with together, and the norms (compactors, channels) of their rows."""
+        groups: dict[torch.Size, list[tuple[Compactor, Tensor]]] = {}
+        for target, norm in zip(self.targets, self.norms(network), strict=True):
+            for compactor in target.compactors(network):
+                groups.setdefault(compactor.weight.shape, []).append((compactor, norm))
+        return [([c for c, _ in group], torch.stack([norm for _, norm in group])) for group in groups.values()]
 
     @torch.no_grad()
     def settle(self, network: nn.Module) -> None:
-        for target in self.targets:
-            dead = target.norms() < self.conversion_threshold
-            for compactor in target.compactors:
-                compactor.weight[dead] = 0
+        for target, norms in zip(self.targets, self.norms(network), strict=True):
+            dead = norms < self.options.conversion_threshold
+            for compactor in target.compactors(network):
+                compactor.weight.masked_fill_(dead.view(-1, 1, 1, 1), 0)
 
     @torch.no_grad()
     def figures(self, network: nn.Module) -> dict[str, float]:
-        norms = torch.cat([target.norms() for target in self.targets])
-        mask = torch.cat([target.mask for target in self.targets]).bool()
+        masks = self.masks(network)
+        norms, mask = torch.cat(self.norms(network)), torch.cat(masks).bool()
         told = {"masked_channels": int((~mask).sum()), "norm_remembered": float(norms[mask].mean())}
         if self.costs:
-            told["macs_ratio"] = self.costs.share([int(target.mask.sum()) for target in self.targets])
+            told["macs_ratio"] = self.costs.share([int(mask.sum()) for mask in masks])
         if not mask.all():
             told |= {"norm_forgotten": float(norms[~mask].mean())}
             told |= {"norm_gap": float(norms[mask].min() - norms[~mask].max())}
         return told
 
     @torch.no_grad()
-    def finish(self, network: nn.Module) -> dict[str, dict]:
+    def finish(self, network: nn.Module) -> dict[str, Kept]:
         self.settle(network)
-        keep, masked = {}, {}
-        for target in self.targets:
-            norms, masked[target.name] = target.norms(), int((target.mask == 0).sum())
+        keep, all_norms = {}, self.norms(network)
+        masked = [int((mask == 0).sum()) for mask in self.masks(network)]
+        for target, norms in zip(self.targets, all_norms, strict=True):
             layers = [merge(network, *host) for host in target.hosts]
             alive = sum((layer.weight != 0).flatten(1).any(1) | (layer.bias != 0) for layer in layers) > 0
-            width = rounded_up(max(int(alive.sum()), 1), self.round_to, len(norms))
+            width = rounded_up(max(int(alive.sum()), 1), self.options.round_to, len(norms))
             first = (norms + alive * norms.max()).argsort(descending=True, stable=True)
             keep[target.name] = first[:width].sort().values
         stayed, kept = slice_channels(network, keep), {}
-        for target in self.targets:
+        for target, to_forget in zip(self.targets, masked, strict=True):
             left, dense = len(network.get_submodule(target.name).weight), target.space.channels
             notes = [stayed.get(target.name)]
-            if masked[target.name] > dense - left:
-                notes.append(f"{masked[target.name]} channels to forget, {dense - left} gone")
-            own = {"pattern": "channels", "width": [dense, left], "note": "; ".join(filter(None, notes))}
+            if to_forget > dense - left:
+                notes.append(f"{to_forget} channels to forget, {dense - left} gone")
+            own = Kept("channels", width=[dense, left], note="; ".join(filter(None, notes)))
             kept |= {name: own for name, _ in target.hosts}
         return kept
+
+
+def row_squares(compactors: list[Compactor]) -> list[Tensor]:
+    """The squared norm (channels,) of every compactor's rows; those of one shape are computed together."""
+    shapes: dict[torch.Size, list[int]] = {}
+    for number, compactor in enumerate(compactors):
+        shapes.setdefault(compactor.weight.shape, []).append(number)
+    squares = {}
+    for numbers in shapes.values():
+        rows = _stacked([compactors[number].weight for number in numbers])
+        squares |= zip(numbers, rows.square().sum(2).unbind(), strict=True)
+    return [squares[number] for number in range(len(compactors))]
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """Compactors' tensors (C, 1 or C, 1, 1) or masks (C,) as one, (n, C, 1 or C) or (n, C)."""
+    return torch.stack([tensor.detach().flatten(1) if tensor.dim() > 1 else tensor for tensor in tensors])
+
+
+def _put(tensors: list[Tensor], values: Tensor) -> None:
+    """Store (n, C, 1 or C) values in compactors' tensors."""
+    torch._foreach_copy_(tensors, [v.view_as(t) for v, t in zip(values.unbind(), tensors, strict=True)])
 
 
 def find_targets(graph: Graph, tied_groups: bool) -> list[Target]:
@@ -276,34 +285,36 @@ class Costs:
         round_to: widths are rounded up to multiples of it.
     """
 
-    def __init__(self, graph: Graph, targets: list[Target], image: Tensor, round_to: int = 1):
+    def __init__(self, network: nn.Module, targets: list[Target], image: Tensor, round_to: int = 1):
         place = {target.space: number for number, target in enumerate(targets)}
-        carried = {name: space for space in place for name in space.carriers}
+        outputs = {name: place for space, place in place.items() for name in (*space.producers, *space.carriers)}
+        inputs = {name: place for space, place in place.items() for name in space.consumers}
         self.dense = [target.space.channels for target in targets]
         self.round_to, fixed = round_to, len(targets)
-        units, outputs, inputs = [], [], []
-        for name, cost in count(graph.network, image).items():
-            if name not in graph.modules:  # a compactor: it will be merged
+        units, self.outputs, self.inputs = [], [], []
+        for name, cost in count(network, image).items():
+            if name.endswith(".compactor"):  # it will be merged
                 continue
-            spaces = [graph.output.get(name, carried.get(name)), graph.input.get(name)]
-            places = [place.get(space, fixed) for space in spaces]
-            units.append(cost.macs // int(np.prod([[*self.dense, 1][p] for p in places])))
-            outputs.append(places[0])
-            inputs.append(places[1])
-        self.units, self.outputs, self.inputs = np.array(units), outputs, inputs
+            places = [outputs.get(name, fixed), inputs.get(name, fixed)]
+            units.append(cost.macs // int(np.prod([[*self.dense, 1][place] for place in places])))
+            self.outputs.append(places[0])
+            self.inputs.append(places[1])
+        self.units = np.array(units)
         self.total = self(self.dense)
 
-    def __call__(self, widths: list[int]) -> int:
-        pairs = zip(widths, self.dense, strict=True)
-        rounded = np.array([*(rounded_up(width, self.round_to, dense) for width, dense in pairs), 1])
-        return int((self.units * rounded[self.outputs] * rounded[self.inputs]).sum())
+    def __call__(self, widths) -> np.ndarray:
+        """Multiply-adds for widths (..., targets): int64 (...)."""
+        rounded = rounded_up(np.asarray(widths), self.round_to, np.array(self.dense))
+        rounded = np.concatenate([rounded, np.ones((*rounded.shape[:-1], 1), np.int64)], -1)
+        return (self.units * rounded[..., self.outputs] * rounded[..., self.inputs]).sum(-1)
 
-    def share(self, widths: list[int]) -> float:
+    def share(self, widths) -> float:
         return self(widths) / self.total
 
 
-def rounded_up(width: int, multiple: int, most: int) -> int:
-    return min(-(-width // multiple) * multiple, most)
+def rounded_up(width, multiple: int, most):
+    """The next multiple, but no more than `most`; numbers or arrays."""
+    return np.minimum(-(-width // multiple) * multiple, most)
 
 
 def select(
@@ -323,26 +334,26 @@ def select(
     Returns:
         a mask (channels,) for every target: 1 remember, 0 forget.
     """
-    widths = [len(norm) for norm in norms]
-    now = [width - gone for width, gone in zip(widths, masked, strict=True)]
-    owner = [number for number, width in enumerate(widths) for _ in range(width)]
-    order = torch.cat(norms).argsort(stable=True).tolist()  # of equal norms, the first target's first channel
-    limit = sum(masked) + granularity if costs.share(now) > goal else len(order)
-    forgotten: list[list[int]] = [[] for _ in norms]
-    first = np.cumsum([0, *widths])
-    for place in order[:limit]:
-        if costs.share(widths) <= goal:
-            break
-        target = owner[place]
-        if widths[target] > at_least:
-            widths[target] -= 1
-            forgotten[target].append(place - first[target])
-    if costs.share(widths) <= goal:  # what rounding keeps anyway is remembered
-        for number, gone in enumerate(forgotten):
-            del gone[costs.dense[number] - rounded_up(widths[number], costs.round_to, costs.dense[number]) :]
-    masks = [torch.ones_like(norm) for norm in norms]
-    for mask, gone in zip(masks, forgotten, strict=True):
-        mask[gone] = 0
+    dense = np.array([len(norm) for norm in norms])
+    owner = np.repeat(np.arange(len(norms)), dense)
+
+    def saved(order: Tensor) -> Tensor:
+        """Multiply-adds saved before each group of the ranking is forgotten."""
+        looked_at = np.cumsum(owner[order.cpu().numpy()][:, None] == np.arange(len(norms)), 0)
+        forgotten = np.minimum(looked_at, np.maximum(dense - at_least, 0))
+        before = np.concatenate([np.zeros((1, len(norms)), np.int64), forgotten[:-1]])
+        return torch.from_numpy(costs.total - costs(dense - before)).to(order.device)
+
+    enough = costs.total - int(goal * costs.total)  # to save
+    limit = sum(masked) + granularity if costs.share(dense - masked) > goal else None
+    gone = cut(norms, enough - 1, saved, at_least, limit)
+    widths = dense - [int(goes.sum()) for goes in gone]
+    masks = [1 - goes.to(norm) for goes, norm in zip(gone, norms, strict=True)]
+    if costs.share(widths) <= goal:  # what rounding keeps anyway is remembered: the last ones that went
+        for norm, mask, most in zip(norms, masks, dense - rounded_up(widths, costs.round_to, dense), strict=True):
+            ranking = norm.argsort(stable=True)
+            forgotten = ranking[mask[ranking] == 0]
+            mask[forgotten[most:]] = 1
     return masks
 
 

@@ -4,16 +4,23 @@ A stripe is what a filter has at one position of its kernel: the weights of all 
 learned with it, under an L1 penalty; a stripe whose scale falls to the threshold goes, as does a filter without any.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pruning.budget import cut
 from pruning.graph import Graph, Space
 from pruning.method import Method
-from pruning.rearrange import order_by_shape
+from pruning.options import StripeOptions
+from pruning.order import order_by_shape
+from pruning.pictures import draw_shapes
+from pruning.score import Calibration
 from pruning.slicing import living_channels, remove_branches, slice_channels
 from pruning.surgery import permute
+from utils.kept import Kept
 
 
 class StripeConv2d(nn.Conv2d):
@@ -37,7 +44,6 @@ class Site:
     target: Space
 
 
-@dataclass
 class Stripe(Method):
     """Skeletons beside the convolutions, trained with them; what is left at the end has the shapes that they found.
 
@@ -45,54 +51,31 @@ class Stripe(Method):
     and die with the channels that they read. Where a stripe is a whole filter (1x1) that a residual sum needs, nothing
     could be removed: the skeleton of such a layer is not penalised, as published.
 
-    Args:
-        sr: strength of the L1 penalty on skeletons, as published, in their gradient. Without it, the strength adapts:
-            every update shrinks all scales by what brings as many stripes as are asked to the threshold in the time
-            left; no more than asked go.
-        threshold: a stripe of this scale or less is dead.
-        pr_target: share to prune if the strength adapts, in [0, 1).
-        pr_unit: what the share is of: "stripes", or "macs" of the layers with skeletons.
-        max_rate: if the strength adapts, no layer that everything flows through loses more than this share of stripes.
-        schedule_end: the share of training after which `pr_target` is reached.
-        freeze_weights: share of training in which only skeletons are trained. 1: all of it, as in the publication's
-            experiment with random weights; less: a warm-up for skeletons beside trained weights.
+    With `sr`, the strength of the L1 penalty is as published, in the skeletons' gradient. Without it, the strength
+    adapts: every update shrinks all scales by what brings as many stripes as are asked to the threshold in the time
+    left, and no more than asked go. `freeze_weights` 1 trains skeletons only, as in the publication's experiment with
+    random weights; less is a warm-up for skeletons beside trained weights.
     """
 
-    sr: float | None = None
-    threshold: float = 0.05
-    pr_target: float = 0.5
-    pr_unit: str = "stripes"
-    max_rate: float = 0.9
-    schedule_end: float = 0.5
-    freeze_weights: float = 0.0
-    sites: dict[str, Site] = field(default_factory=dict, init=False)
-    dead: list[Tensor] = field(default_factory=list, init=False)  # from a step's gradients to its update
+    options: StripeOptions
 
-    def __post_init__(self) -> None:
-        if self.sr is not None and self.sr < 0:
-            raise ValueError(f"--sr {self.sr}: a strength of 0 or more")
-        if not 0 < self.threshold < 1:  # scales start at 1
-            raise ValueError(f"--threshold {self.threshold}: a scale in (0, 1)")
-        for name in ("pr_target", "max_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: a rate in [0, 1)")
-        if self.pr_unit not in ("stripes", "macs"):
-            raise ValueError(f"--pr_unit {self.pr_unit}: one of stripes, macs")
-        if not 0 < self.schedule_end <= 1:
-            raise ValueError(f"--schedule_end {self.schedule_end}: a share of training in (0, 1]")
-        if not 0 <= self.freeze_weights <= 1:
-            raise ValueError(f"--freeze_weights {self.freeze_weights}: a share of training in [0, 1]")
+    def __init__(self, name: str, options: StripeOptions):
+        super().__init__(name, options)
+        self.sites: dict[str, Site] = {}  # read from the structure in `attach`
+        self.pixels: tuple[int, ...] | None = None  # of each one's output, known when the first picture has passed
+        self.adapts = options.sr is None
 
     def __str__(self) -> str:
-        asked = f"pr_target {self.pr_target} of {self.pr_unit}" if self.sr is None else f"sr {self.sr}"
-        frozen = f", freeze_weights {self.freeze_weights:g}" if self.freeze_weights else ""
-        return f"stripes, {asked}, threshold {self.threshold}{frozen}"
+        o = self.options
+        asked = f"pr_target {o.pr_target} of {o.pr_unit}" if self.adapts else f"sr {o.sr}"
+        frozen = f", freeze_weights {o.freeze_weights:g}" if o.freeze_weights else ""
+        return f"stripes, {asked}, threshold {o.threshold}{frozen}"
 
     def check(self, network: nn.Module) -> None:
         if not _normalised(Graph(network)):
             raise ValueError(f"{type(network).__name__} has no convolution with a batch norm behind it: no stripes")
 
-    def attach(self, network: nn.Module) -> None:
+    def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         graph = Graph(network)
         for name in _normalised(graph):
             layer, target = graph.layers[name], graph.output[name]
@@ -112,62 +95,51 @@ class Stripe(Method):
 
     @torch.no_grad()
     def on_gradients(self, run) -> None:
-        self.dead = [layer.FilterSkeleton == 0 for layer in self._layers(run.network)]
-        for layer, dead in zip(self._layers(run.network), self.dead, strict=True):
-            scale = layer.FilterSkeleton
-            scale.grad.add_(scale.sign(), alpha=self.sr or 0).masked_fill_(dead, 0)
-        if run.progress <= self.freeze_weights:
+        self.pixels = tuple(layer.pixels for layer in self._layers(run.network))
+        scales = self._scales(run.network)
+        gradients, signs = [scale.grad for scale in scales], torch._foreach_sign(scales)
+        torch._foreach_add_(gradients, signs, alpha=self.options.sr or 0)
+        torch._foreach_mul_(gradients, torch._foreach_abs(signs))  # the dead stay so
+        self._alive = torch.cat([sign.flatten() for sign in signs]) != 0  # until the update that follows
+        if run.progress <= self.options.freeze_weights:
             run.optimizers[1].zero_grad(set_to_none=True)  # then it does nothing, not even decay
 
     @torch.no_grad()
     def after_update(self, run) -> None:
-        scales = [layer.FilterSkeleton for layer in self._layers(run.network)]
-        for scale, dead in zip(scales, self.dead, strict=True):
-            scale.masked_fill_(dead, 0)  # momentum would move it
-        if self.sr is None:
-            shift = self._shift(run)
-            for scale in scales:
-                scale.copy_(scale.sign() * (scale.abs() - shift).clamp_min(0))
-        self.settle(run.network)
+        network = run.network
+        flat = self._flat(network) * self._alive  # momentum would move the dead
+        goes = self._goes(network, flat)
+        if self.adapts:
+            flat = flat.sign() * (flat.abs() - self._shift(run, flat, goes)).clamp_min(0)
+        self._store(network, flat, goes)
 
     @torch.no_grad()
     def settle(self, network: nn.Module) -> None:
-        layers = self._layers(network)
-        size, gone = self._ranking(layers)
-        dead = size <= self.threshold
-        if self.sr is None:
-            dead &= gone <= self.pr_target
-        modules, scales = dict(network.named_modules()), [layer.FilterSkeleton for layer in layers]
-        for site, scale, mine in zip(self.sites.values(), scales, dead.split([s.numel() for s in scales]), strict=True):
-            scale.masked_fill_(mine.view_as(scale), 0)
-            filters = (scale == 0).flatten(1).all(1)
-            for norm in site.norms:
-                modules[norm].weight.masked_fill_(filters, 0)
-                modules[norm].bias.masked_fill_(filters, 0)
+        flat = self._flat(network)
+        self._store(network, flat, self._goes(network, flat))
+
+    def draw(self, kept: dict[str, Kept], title: str, folder: Path) -> list[str]:
+        return draw_shapes(kept, f"{title}: filters that keep each position", folder / "shapes.png")
 
     def figures(self, network: nn.Module) -> dict[str, float]:
-        scales = torch.cat([layer.FilterSkeleton.detach().flatten() for layer in self._layers(network)])
-        return {"stripes_gone": float((scales == 0).double().mean()), "mean_scale": float(scales.abs().mean())}
+        flat = self._flat(network)
+        return {"stripes_gone": float((flat == 0).double().mean()), "mean_scale": float(flat.abs().mean())}
 
     @torch.no_grad()
-    def finish(self, network: nn.Module) -> dict[str, dict]:
+    def finish(self, network: nn.Module) -> dict[str, Kept]:
         kept = {}
         for name, layer in stripe_layers(network).items():
             alive = layer.FilterSkeleton != 0
             stripes, filters = int(alive.sum()), int(alive.flatten(1).any(1).sum())
-            kept[name] = {
-                "pattern": "stripes",
-                "filters": len(alive),
-                "positions": alive.sum(0).tolist(),  # how many of them keep each position of the kernel
-                "note": f"{stripes} of {alive.numel()} stripes, {filters} of {len(alive)} filters",
-            }
+            note = f"{stripes} of {alive.numel()} stripes, {filters} of {len(alive)} filters"
+            kept[name] = Kept("stripes", filters=len(alive), positions=alive.sum(0).tolist(), note=note)
             layer.weight.mul_(layer.FilterSkeleton[:, None])
             del layer.FilterSkeleton
             vars(layer).pop("pixels", None)
             layer.__class__ = nn.Conv2d
         slice_channels(network, living_channels(network))
         for name in kept.keys() & remove_branches(network):
-            kept[name]["note"] += ": the branch is removed"
+            kept[name].note += ": the branch is removed"
         layers = {name: network.get_submodule(name) for name in kept}
         broken = {n: m.weight for n, m in layers.items() if isinstance(m, nn.Conv2d) and _is_broken(m.weight)}
         permute(network, {name: order_by_shape(weight) for name, weight in broken.items()})
@@ -177,39 +149,77 @@ class Stripe(Method):
         """Those whose stripes may go."""
         return [network.get_submodule(name) for name in self.sites]
 
-    def _ranking(self, layers: list[StripeConv2d]) -> tuple[Tensor, Tensor]:
-        """Of all stripes that may go, layer by layer: the scale's size (infinite where one must stay), and the share of
-        all that has gone once this one and all smaller ones have."""
-        sizes, costs, everything, left = [], [], 0, 0
-        alive = {
-            site.target: (layer.FilterSkeleton != 0).flatten(1).any(1).sum()
-            for site, layer in zip(self.sites.values(), layers, strict=True)
-            if site.norms
-        }
-        for site, layer in zip(self.sites.values(), layers, strict=True):
-            size = layer.FilterSkeleton.detach().abs().flatten()
-            if site.essential:
-                least = 1 if self.sr is not None else max(1, round(len(size) * (1 - self.max_rate)))
-                size[size.topk(least).indices] = torch.inf
-            stripe, pixels = (layer.in_channels, layer.pixels) if self.pr_unit == "macs" else (1, 1)
-            read = alive.get(site.source, stripe) if self.pr_unit == "macs" else 1
-            sizes.append(size)
-            costs.append(torch.ones_like(size) * (read * pixels))
-            everything += len(size) * stripe * pixels
-            left += costs[-1].sum()
-        size, cost = torch.cat(sizes), torch.cat(costs).double()
-        order = size.argsort(stable=True)
-        gone = torch.empty_like(cost)
-        gone[order] = (everything - left + cost[order].cumsum(0)) / everything
-        return size, gone
+    def _scales(self, network: nn.Module) -> list[nn.Parameter]:
+        return [layer.FilterSkeleton for layer in self._layers(network)]
 
-    def _shift(self, run) -> Tensor:
+    def _flat(self, network: nn.Module) -> Tensor:
+        """All scales (stripes,), one layer after another: what follows takes a few operators for all layers."""
+        return torch.cat([scale.detach().flatten() for scale in self._scales(network)])
+
+    def _goes(self, network: nn.Module, flat: Tensor) -> Tensor:
+        """Bool (stripes,): those that go as soon as their scales reach the threshold."""
+        layers, o = self._layers(network), self.options
+        sizes = [layer.FilterSkeleton.numel() for layer in layers]
+        share = 1 - o.max_rate if self.adapts else 0.0
+        essential = [site.essential for site in self.sites.values()]
+        least = [max(1, round(size * share)) * stays for size, stays in zip(sizes, essential, strict=True)]
+        scores = list(flat.abs().split(sizes))
+        if not self.adapts:
+            goes = cut(scores, len(flat), least=least)
+        elif o.pr_unit == "stripes":
+            goes = cut(scores, len(flat) * o.pr_target + 1e-9, least=least)
+        elif self.pixels is None:
+            return torch.zeros_like(flat, dtype=torch.bool)
+        else:
+            costs, gone, total = self._costs(layers, flat)
+            goes = cut(scores, o.pr_target * total - gone, costs, least)
+        return torch.cat(goes)
+
+    def _costs(self, layers: list[StripeConv2d], flat: Tensor) -> tuple[list[Tensor], Tensor, int]:
+        """Multiply-adds of every layer's stripes, those that went with dead inputs, and all of the dense layers."""
+        makers = {site.target: number for number, site in enumerate(self.sites.values()) if site.norms}
+        living = [part.sum() for part in self._living_filters(layers, flat)]
+        costs, total = [], 0
+        for layer, site, pixels in zip(layers, self.sites.values(), self.pixels, strict=True):
+            read = living[makers[site.source]] if site.source in makers else layer.in_channels
+            costs.append(flat.new_ones(layer.FilterSkeleton.numel(), dtype=torch.float64) * (read * pixels))
+            total += layer.FilterSkeleton.numel() * layer.in_channels * pixels
+        return costs, total - torch.cat(costs).sum(), total
+
+    def _living_filters(self, layers: list[StripeConv2d], flat: Tensor) -> list[Tensor]:
+        """(filters,) of every layer: 1 where a filter has a stripe whose scale is not zero, else 0."""
+        counts = [len(layer.FilterSkeleton) for layer in layers]
+        lengths = [layer.FilterSkeleton[0].numel() for layer in layers]
+        filters = _filter_numbers(tuple(counts), tuple(lengths), flat.device)
+        return flat.new_zeros(sum(counts)).index_add_(0, filters, (flat != 0).to(flat)).clamp_max(1).split(counts)
+
+    def _store(self, network: nn.Module, flat: Tensor, goes: Tensor) -> None:
+        """Put scales in place: zero where they go and have reached the threshold. Dead filters fall silent."""
+        flat = flat.masked_fill(goes & (flat.abs() <= self.options.threshold), 0)
+        layers, scales = self._layers(network), self._scales(network)
+        parts = flat.split([scale.numel() for scale in scales])
+        torch._foreach_copy_(scales, [part.view_as(scale) for part, scale in zip(parts, scales, strict=True)])
+        norms, alive = [], []
+        for site, living in zip(self.sites.values(), self._living_filters(layers, flat), strict=True):
+            norms += [network.get_submodule(norm) for norm in site.norms]
+            alive += [living] * len(site.norms)
+        if norms:
+            torch._foreach_mul_([norm.weight for norm in norms], alive)
+            torch._foreach_mul_([norm.bias for norm in norms], alive)
+
+    def _shift(self, run, flat: Tensor, goes: Tensor) -> Tensor:
         """By how much all scales shrink in this update, so that the last one that is to go reaches the threshold in
         time: the proximal step of an L1 penalty, which no optimiser's momentum carries too far."""
-        size, gone = self._ranking(self._layers(run.network))
-        last = size.where((gone <= self.pr_target) & size.isfinite(), 0).max()
-        updates = (self.schedule_end - run.progress) * run.epochs * len(run.loader) / run.batches_per_step
-        return (last - self.threshold).clamp_min(0) / max(updates, 1)
+        last = flat.abs().where(goes, 0).max()
+        updates = (self.options.schedule_end - run.progress) * run.epochs * len(run.loader) / run.batches_per_step
+        return (last - self.options.threshold).clamp_min(0) / max(updates, 1)
+
+
+@lru_cache(maxsize=4)  # made once, since a GPU would wait for what comes from the host
+def _filter_numbers(counts: tuple[int, ...], lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """(stripes,): the number of every stripe's filter, for layers of so many filters of so many stripes each."""
+    per_filter = torch.tensor(lengths).repeat_interleave(torch.tensor(counts))
+    return torch.arange(len(per_filter)).repeat_interleave(per_filter).to(device)
 
 
 def stripe_layers(network: nn.Module) -> dict[str, StripeConv2d]:

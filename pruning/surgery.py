@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.graph import Graph, Space
-from pruning.patterns import blocks_intact, gathering_order, living_kernels
+from pruning.groups import blocks_intact, living_kernels
+from pruning.order import gathering_order
 
 
 def gather_blocks(network: nn.Module, lengths: dict[str, int]) -> dict[str, str]:

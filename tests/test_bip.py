@@ -19,9 +19,10 @@ import models
 import pruning
 from benchmarks import sweep
 from pruning.bip import add_implicit_term
+from pruning.budget import lowest
 from pruning.layers import add_scores, masked_layers
 from pruning.method import relative_error
-from pruning.selection import UNITS, largest, select
+from pruning.selection import UNITS, select
 from utils import callbacks
 from utils.files import save_json
 from utils.loss import Loss
@@ -116,13 +117,13 @@ def test_the_selection_is_that_of_a_stable_sort(values: list[int], data):
     scores, pruned = torch.tensor(values).float(), data.draw(st.integers(0, len(values) - 1))
     expected = torch.ones(len(values), dtype=torch.bool)
     expected[scores.argsort(stable=True)[:pruned]] = False
-    assert torch.equal(largest(scores, pruned), expected)
+    assert torch.equal(~lowest(scores, pruned), expected)
 
 
 def test_published_counts_are_literal():
     """int((1 - k) * n) in double precision: not what one expects."""
     for k, n, pruned in ((0.8, 160, 31), (0.9, 160, 15), (0.7, 10, 3), (1.0, 10, 0)):
-        mask = select({"layer": torch.rand(n, 1, 1, 1)}, "unstructured", k, 1, everywhere=False)["layer"]
+        mask = select({"layer": torch.rand(n, 1, 1, 1)}, UNITS["unstructured"].pattern, k, everywhere=False)["layer"]
         assert int((~mask).sum()) == pruned
 
 
@@ -142,6 +143,10 @@ def oracle(scores: np.ndarray, layer_type: str, k: float, N: int) -> np.ndarray:
     return mask
 
 
+def pattern_of(layer_type: str):
+    return UNITS[layer_type].pattern.of(4 if layer_type == "block" else 1)
+
+
 @pytest.mark.parametrize("layer_type", UNITS)
 @pytest.mark.parametrize("k", [0.8, 0.3, 0.05])
 @pytest.mark.parametrize("O", [12, 14])
@@ -149,7 +154,7 @@ def test_masks_are_those_of_a_slow_oracle(layer_type: str, k: float, O: int):
     scores = torch.from_numpy(np.random.default_rng(0).standard_normal((O, 10, 3, 3)))
     for layout in (torch.contiguous_format, torch.channels_last):
         given = {"a": scores.contiguous(memory_format=layout)}
-        mask = select(given, layer_type, k, 4, everywhere=False)["a"]
+        mask = select(given, pattern_of(layer_type), k, everywhere=False)["a"]
         assert np.array_equal(mask.numpy(), oracle(scores.numpy(), layer_type, k, 4))
 
 
@@ -157,7 +162,7 @@ def test_masks_are_those_of_a_slow_oracle(layer_type: str, k: float, O: int):
 def test_a_global_budget_ranks_all_layers_together(layer_type: str):
     torch.manual_seed(0)
     scores = {"small": 0.1 * torch.rand(8, 4, 3, 3), "large": 1 + torch.rand(8, 8, 1, 1)}
-    masks = select(scores, layer_type, 0.5, 4, everywhere=True)
+    masks = select(scores, pattern_of(layer_type), 0.5, everywhere=True)
     groups = {name: len({tuple(row) for row in oracle_groups(scores[name], layer_type)}) for name in scores}
     dead = int((1 - 0.5) * sum(groups.values()))
     pruned = {name: groups[name] * (1 - mask.double().mean().item()) for name, mask in masks.items()}
@@ -270,9 +275,8 @@ def test_masks_follow_the_scores_once_a_step(fidelity: str, accelerate: bool, mo
         run.step(batch(2 * step), batch(2 * step + 1))
     assert len(selections) == 3
     layers = masked_layers(run.network)
-    expected = select(
-        {name: layer.popup_scores.detach() for name, layer in layers.items()}, "unstructured", 0.3, 1, True
-    )
+    scores = {name: layer.popup_scores.detach() for name, layer in layers.items()}
+    expected = select(scores, UNITS["unstructured"].pattern, 0.3, True)
     assert all(torch.equal(layer.mask, expected[name].float()) for name, layer in layers.items())
     shared = [torch.equal(layer.weight, layer.popup_scores) for layer in layers.values()]
     assert shared == [fidelity == "reference"] * 3, "the published code's scores share their memory with weights"
@@ -365,7 +369,7 @@ def test_filters_of_any_network_can_go(arch: str):
 def test_finish_folds_masks_and_leaves_plain_layers(name: str, layer_type: str):
     network = tiny()
     keys = set(network.state_dict())
-    method = pruning.create_method(name, layer_type=layer_type, k=0.25, N=4)
+    method = pruning.create_method(name, layer_type=layer_type, k=0.25, N=4 if layer_type == "block" else None)
     method.attach(network)
     added = {key.rsplit(".", 1)[1] for key in network.state_dict().keys() - keys}
     assert added == {"mask"} | ({"popup_scores"} if name in SCORED else set())
@@ -375,7 +379,7 @@ def test_finish_folds_masks_and_leaves_plain_layers(name: str, layer_type: str):
     assert all(type(layer) in (nn.Conv2d, nn.Linear) for layer in network.modules() if hasattr(layer, "in_features"))
     for key, mask in masks.items():
         assert torch.equal(network.get_submodule(key).weight != 0, mask.bool())
-        assert kept[key]["sparsity"] == pytest.approx(1 - float(mask.mean()))
+        assert kept[key].sparsity == pytest.approx(1 - float(mask.mean()))
 
 
 def test_learned_blocks_are_rows_that_the_compiler_finds():
@@ -383,7 +387,7 @@ def test_learned_blocks_are_rows_that_the_compiler_finds():
     method = pruning.create_method("bip", layer_type="block", N=8, k=0.25)
     method.attach(network)
     kept = method.finish(network)
-    assert {layer["N"] for layer in kept.values()} == {8}
+    assert {layer.N for layer in kept.values()} == {8}
     found = pruning.find_blocks(network, 8)
     assert found == dict.fromkeys(kept, (8, "1x8, intact"))
 
@@ -505,7 +509,7 @@ def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "--k 0: a share to keep"),
+        ({"k": 0}, "--k 0: must be in"),
         ({"layer_type": "row"}, "--layer_type row: one of unstructured, filter, channel, block"),
         ({"layer_type": "block", "N": 99}, "--N 99: longer than the widest layer"),
         ({"budget": "some"}, "--budget some: one of uniform, global"),
@@ -514,7 +518,7 @@ def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypa
         ({"mask_lr": -1}, "--mask_lr -1"),
         ({"mask_lr_policy": "exp"}, "--mask_lr_policy exp: one of cos, step"),
         ({"name": "imp", "rounds": 0}, "--rounds 0"),
-        ({"name": "weight", "exp_mode": "finetune"}, "--exp_mode finetune: one of prune, pretrain, finetune, for bip"),
+        ({"name": "weight", "exp_mode": "finetune"}, "--exp_mode belongs to bip, hydra, not to weight"),
     ],
 )
 def test_mistakes_are_told_in_the_users_words(options: dict, message: str):

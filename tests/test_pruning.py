@@ -15,12 +15,25 @@ from torch import nn
 
 import models
 import pruning
-from pruning import patterns, rearrange
-from pruning.budget import global_counts
+from pruning.budget import cut, global_counts
 from pruning.graph import Graph
+from pruning.groups import (
+    BLOCKS,
+    CHANNELS,
+    FILTERS,
+    KERNELS,
+    WEIGHTS,
+    Pattern,
+    blocks_intact,
+    group_means,
+    group_sizes,
+    spread,
+)
 from pruning.layers import masked_layers
 from pruning.method import relative_error
-from pruning.oneshot import ROWS, rearranged_layers
+from pruning.oneshot import PATTERNS, rearranged_layers
+from pruning.options import row
+from pruning.order import filter_order, gathering_order
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
 CASES = [(arch, case) for arch, known in GOLDEN.items() for case in known["masks"]]
@@ -40,18 +53,25 @@ def sine_weight(O: int, I: int) -> torch.Tensor:
     return torch.arange(1, O * I + 1).sin().view(O, I, 1, 1)
 
 
-def mask_of(weight: torch.Tensor, name: str, sort: bool = False, **options) -> list[str]:
-    """Rows of the mask that `name` gives a lone layer, as strings of 0 and 1."""
-    mask = lone_mask(weight, pruning.create_method(name, rearrange=sort, **options))
+def create(name: str, **options) -> pruning.Method:
+    """The method called `name`, given those of `options` that it has."""
+    return pruning.create_method(name, **{key: value for key, value in options.items() if key in row(name).own})
+
+
+def mask_of(weight: torch.Tensor, name: str, **options) -> list[str]:
+    """Rows of the mask that `name` gives a layer, as strings of 0 and 1."""
+    mask = layer_of(weight, create(name, **options)).mask
     return ["".join(str(int(value)) for value in row) for row in mask.flatten(1)]
 
 
-def lone_mask(weight: torch.Tensor, method: pruning.Method, share: float = 1.0) -> torch.Tensor:
-    """The mask that a method gives a layer that is a network of its own."""
-    layer = nn.Conv2d(1, 1, 1)
-    layer.weight = nn.Parameter(weight)
-    method._plan("layer", layer, method.pr_target, method.rearrange, torch.Generator().manual_seed(method.seed))
-    return method._mask(weight, method.plans["layer"], share)
+def layer_of(weight: torch.Tensor, method: pruning.Method) -> nn.Module:
+    """A layer of that weight in a network that `method` is attached to: between a stem and a classifier."""
+    O, I, k, _ = weight.shape
+    layer = nn.Conv2d(I, O, k)
+    layer.weight = nn.Parameter(weight.clone())
+    network = nn.Sequential(nn.Conv2d(3, I, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(O, 64))
+    method.attach(network)
+    return network[1]
 
 
 def filled(arch: str, num_classes: int = 1000) -> nn.Module:
@@ -74,23 +94,23 @@ def test_blocks_by_hand():
 
 
 def test_rearranged_blocks_by_hand():
-    assert rearrange.filter_order(sine_weight(8, 4)).tolist() == [6, 3, 2, 5, 7, 0, 4, 1]
-    rows = mask_of(sine_weight(8, 4), "block_l1", sort=True, N=4)
+    assert filter_order(sine_weight(8, 4)).tolist() == [6, 3, 2, 5, 7, 0, 4, 1]
+    rows = mask_of(sine_weight(8, 4), "block_l1", rearrange=True, N=4)
     assert rows == ["1101", "1101", "0010", "0010", "1101", "0010", "0010", "1101"]
-    assert mask_of(sine_weight(8, 3), "block_l1", sort=True, N=2, pr_target=0.4) == ["011"] * 8
+    assert mask_of(sine_weight(8, 3), "block_l1", rearrange=True, N=2, pr_target=0.4) == ["011"] * 8
 
 
 def test_published_blocks_wrap_around():
     weight = sine_weight(6, 4)
     assert mask_of(weight, "block_l1", N=4, blocks="reference") == ["0101", "0101", "0001", "0001", "1011", "1011"]
-    assert rearrange.filter_order(weight).tolist() == [3, 2, 5, 0, 4, 1]
-    rows = mask_of(weight, "block_l1", sort=True, N=4, blocks="reference")
+    assert filter_order(weight).tolist() == [3, 2, 5, 0, 4, 1]
+    rows = mask_of(weight, "block_l1", rearrange=True, N=4, blocks="reference")
     assert rows == ["0011", "1001", "0110", "0110", "1001", "0011"]
 
 
 def test_aligned_blocks_end_short():
-    groups = patterns.block_groups((6, 2, 1, 1), 4, "aligned")[:, :, 0, 0]
-    assert groups.T.tolist() == [[0, 0, 0, 0, 1, 1], [2, 2, 2, 2, 3, 3]]
+    numbers = spread(torch.arange(4), BLOCKS.of(4), torch.empty(6, 2, 1, 1))[:, :, 0, 0]
+    assert numbers.T.tolist() == [[0, 0, 0, 0, 1, 1], [2, 2, 2, 2, 3, 3]]
 
 
 def test_weights_and_filters_by_hand():
@@ -110,7 +130,7 @@ def test_published_masks(arch: str, case: str):
     conv_type, N, rate, rearrange, full = case.split("|")
     known = GOLDEN[arch]["masks"][case]
     network = filled(arch)
-    pruning.create_method(
+    create(
         conv_type,
         N=int(N[1:]),
         pr_target=float(rate[1:]),
@@ -174,38 +194,82 @@ def test_random_blocks_hit_the_rate_and_published_ones_do_not():
 
 
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 9), st.sampled_from([1, 3]))
+SOME_PATTERNS = [WEIGHTS, KERNELS, FILTERS, CHANNELS, Pattern("stripes", (1,)), *(BLOCKS.of(N) for N in (2, 3, 4, 8))]
 
 
 @settings(max_examples=80, deadline=None)
-@given(shapes, st.sampled_from(sorted(ROWS)), st.integers(1, 8), st.floats(0, 0.99), st.integers(0, 9))
-def test_laws_of_masks(shape, row, N, rate, seed):
+@given(shapes, st.sampled_from(SOME_PATTERNS), st.booleans(), st.integers(0, 9))
+def test_laws_of_groups(shape, pattern, wrap, seed):
+    """Sizes add up to all weights; the mean of a group is that of its members, whatever lies how in memory."""
     O, I, k = shape
+    pattern = pattern.of(pattern.N, wrapped=wrap and pattern.dims == (2,) and O * I % pattern.N == 0)
+    weight = torch.randn(O, I, k, k, generator=torch.Generator().manual_seed(seed)).double()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = weight.contiguous(memory_format=layout)
+        means, sizes = group_means(weight, pattern), group_sizes(weight, pattern)
+        number = spread(torch.arange(len(means)), pattern, weight)
+        assert torch.equal(number.flatten().bincount(), sizes.long())
+        sums = torch.zeros_like(means).index_add_(0, number.flatten(), weight.flatten())
+        assert torch.allclose(sums / sizes, means)
+
+
+@settings(max_examples=80, deadline=None)
+@given(shapes, st.sampled_from(sorted(PATTERNS)), st.integers(1, 8), st.floats(0, 0.99), st.integers(0, 9))
+def test_laws_of_masks(shape, name, N, rate, seed):
+    O, I, k = shape
+    N = min(N, O)
     weight = torch.randn(O, I, k, k, generator=torch.Generator().manual_seed(seed))
-    method = pruning.create_method(row, N=N, pr_target=rate, seed=seed)
-    mask = lone_mask(weight, method)
-    groups = ROWS[row].groups((O, I, k, k), N, "aligned")
-    count = int(groups.max()) + 1
-    kept = torch.zeros(count).scatter_reduce(0, groups.flatten(), mask.flatten(), "amax")
-    assert torch.equal(kept[groups], mask), "a group lives or dies as a whole"
-    assert int(kept.sum()) == count - int(count * rate), "exactly as many go as asked"
-    if not ROWS[row].random:
-        score = patterns.magnitude(weight, groups)
-        if 0 < kept.sum() < count:
+    method = create(name, N=N, pr_target=rate, seed=seed)
+    mask = layer_of(weight, method).mask
+    pattern = PATTERNS[name].of(N if "block" in name else 1)
+    kept = group_means(mask, pattern)
+    assert torch.equal(spread(kept, pattern, mask), mask), "a group lives or dies as a whole"
+    assert int(kept.sum()) == len(kept) - int(len(kept) * rate), "exactly as many go as asked"
+    if not method.random:
+        score = group_means(weight.abs().double(), pattern)
+        if 0 < kept.sum() < len(kept):
             assert score[kept == 0].max() <= score[kept == 1].min(), "the smallest go"
-        assert torch.equal(lone_mask(weight * mask, method), mask), "pruning twice changes nothing"
-    assert (lone_mask(weight, method, 0.5) >= mask).all(), "half the way prunes a subset"
+        assert torch.equal(layer_of(weight * mask, method).mask, mask), "pruning twice changes nothing"
+    half = layer_of(weight, create(name, N=N, pr_target=rate / 2, seed=seed)).mask
+    assert (half >= mask).all(), "half the rate prunes a subset"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), min_size=1, max_size=4), st.data())
+def test_the_cut_is_that_of_a_slow_walk_down_the_ranking(values, data):
+    """With and without costs, with layers that keep some: walk from the lowest score and take what the goal allows."""
+    least = data.draw(st.integers(0, 3))
+    costs = [[data.draw(st.integers(1, 3)) for _ in layer] for layer in values]
+    goal = data.draw(st.integers(0, 30))
+    ranking = sorted((score, l, g) for l, layer in enumerate(values) for g, score in enumerate(layer))
+    stay = {key[1:] for l in range(len(values)) for key in [r for r in ranking if r[1] == l][::-1][:least]}
+    scores = [torch.tensor(layer).float() for layer in values]
+
+    gone = cut(scores, goal, [torch.tensor(cost).double() for cost in costs], least)
+    spent, expected = 0, set()
+    for _, l, g in ranking:
+        spent += costs[l][g] * ((l, g) not in stay)
+        if spent <= goal and (l, g) not in stay:
+            expected.add((l, g))
+    assert {(l, g) for l, goes in enumerate(gone) for g in goes.nonzero().flatten().tolist()} == expected
+
+    free = [key[1:] for key in ranking if key[1:] not in stay]
+    count = min(goal, len(free))
+    gone = cut(scores, count, least=least)
+    assert {(l, g) for l, goes in enumerate(gone) for g in goes.nonzero().flatten().tolist()} == set(free[:count])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), st.integers(0, 9))
 def test_gathering_makes_scattered_blocks_rows(O, I, N, seed):
+    N = min(N, O)
     weight = torch.randn(O, I, 1, 1, generator=torch.Generator().manual_seed(seed))
     method = pruning.create_method("block_l1", N=N, pr_target=0.5, rearrange=True)
-    pruned = weight * lone_mask(weight, method)
-    order = patterns.gathering_order(pruned, N)
+    pruned = layer_of(weight, method).weight
+    order = gathering_order(pruned, N)
     assert sorted(order.tolist()) == list(range(O))
     if O % N == 0:
-        assert patterns.blocks_intact(pruned[order], N)
+        assert blocks_intact(pruned[order], N)
 
 
 # --- budgets, schedules, orders ---------------------------------------------------------------------------------------
@@ -213,20 +277,20 @@ def test_gathering_makes_scattered_blocks_rows(O, I, N, seed):
 
 def test_balanced_blocks_cost_every_group_of_rows_the_same():
     weight = torch.randn(16, 10, 1, 1)
-    mask = lone_mask(weight, pruning.create_method("block_l1", N=4, pr_target=0.35, balanced=True))
+    mask = layer_of(weight, pruning.create_method("block_l1", N=4, pr_target=0.35, balanced=True)).mask
     blocks = mask[::4, :, 0, 0]
     assert blocks.sum(1).tolist() == [7] * 4
-    for row in range(4):  # and the smallest go in each
-        size = weight[4 * row : 4 * row + 4].abs().sum((0, 2, 3))
-        assert size[blocks[row] == 0].max() <= size[blocks[row] == 1].min()
+    for first, mask in zip(range(0, 16, 4), blocks, strict=True):  # and the smallest go in each
+        size = weight[first : first + 4].abs().sum((0, 2, 3))
+        assert size[mask == 0].max() <= size[mask == 1].min()
 
 
 def test_a_global_budget_by_hand():
     """Relative to its layer's mean, a: .5 1 1.5, b: .2 1.8, so a third of ten weights takes b's first and a's first."""
-    scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([10.0, 90.0])}
-    sizes = {"a": torch.tensor([2, 2, 2]), "b": torch.tensor([2, 2])}
-    assert global_counts(scores, sizes, 0.4, 0.9) == {"a": 1, "b": 1}
-    assert global_counts(scores, sizes, 0.2, 0.9) == {"a": 0, "b": 1}
+    scores = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 90.0])]
+    sizes = [torch.tensor([2, 2, 2]), torch.tensor([2, 2])]
+    assert global_counts(scores, sizes, 0.4, 0.9) == [1, 1]
+    assert global_counts(scores, sizes, 0.2, 0.9) == [0, 1]
     with pytest.raises(ValueError, match=r"--max_rate 0\.1: too low for --pr_target 0\.5"):
         global_counts(scores, sizes, 0.5, 0.1)
 
@@ -251,7 +315,7 @@ def test_rates_by_layer(tmp_path):
     network = filled("resnet20", 10)
     method = pruning.create_method("weight", pr_target=0.5, rates=table)
     method.attach(network)
-    rates = {name: layer["rate"] for name, layer in method.kept.items()}
+    rates = {name: layer.rate for name, layer in method.finish(network).items()}
     assert (rates["linear"], rates["layer1.0.conv1"], rates["layer2.0.conv1"]) == (0.25, 0.0, 0.75)
     assert rates["layer3.2.conv2"] == 0.5
     for content, message in (("nothing: 0.5", "matches no layer"), ("linear: 2", "not a rate"), ("- 1", "a mapping")):
@@ -263,12 +327,13 @@ def test_rates_by_layer(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 24), st.integers(1, 12), st.sampled_from([2, 3, 4]), st.floats(0.1, 0.9), st.integers(0, 99))
 def test_clustering_keeps_no_less_than_sorting(O, I, N, rate, seed):
+    N = min(N, O)
     weight = torch.randn(O, I, 1, 1, generator=torch.Generator().manual_seed(seed))
     method = pruning.create_method("block_l1", N=N, pr_target=rate, rearrange=True, rearrange_by="cluster")
-    mask = lone_mask(weight, method)
-    told = method.kept["layer"]["kept_l1"]
+    layer = layer_of(weight, method)
+    told = layer.plan.kept_l1
     assert told["cluster"] >= told["sort"] - 1e-4
-    assert told["cluster"] == pytest.approx(rearrange.kept_share(weight, mask), abs=1e-4)
+    assert told["cluster"] == pytest.approx(float(layer.weight.detach().abs().sum() / weight.abs().sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cubic"])
@@ -278,7 +343,7 @@ def test_a_growing_rate_only_adds_zeros_and_ends_at_the_target(schedule: str):
     options = {"schedule": schedule, "schedule_every": 2, "schedule_end": 0.75, "rearrange": True}
     method = pruning.create_method("block_l1", N=4, pr_target=0.5, **options)
     method.attach(network)
-    run = SimpleNamespace(network=network, iteration=0, progress=0.0)
+    run = SimpleNamespace(network=network, iteration=0, progress=0.0, loader=range(20), epochs=1, batches_per_step=1)
     seen = [{name: layer.mask.clone() for name, layer in masked_layers(network).items()}]
     assert all(mask.all() for mask in seen[0].values())
     for step in range(1, 21):
@@ -367,11 +432,11 @@ def test_networks_that_cannot_be_traced_are_refused_in_one_line():
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "resnet50", "resnet20", "vgg16_bn")
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", PATTERNS)
 def test_attach_adds_masks_and_finish_folds_them(name: str):
     network = filled("mobilenet_v3_small", 10)
     keys = set(network.state_dict())
-    method = pruning.create_method(name, N=4, pr_target=0.5)
+    method = create(name, N=4, pr_target=0.5)
     method.attach(network)
     state = network.state_dict()
     assert {key.rsplit(".", 1)[1] for key in state.keys() - keys} == {"mask"}
@@ -382,14 +447,14 @@ def test_attach_adds_masks_and_finish_folds_them(name: str):
     kept = pruning.finish(method, network, images(64))
     assert set(network.state_dict()) == keys
     assert not masked_layers(network)
-    rates = {layer["rate"] for layer in kept.values()}
+    rates = {layer.rate for layer in kept.values()}
     assert rates == {0.0, 0.5}
 
 
 def test_dense_is_a_method_that_does_nothing():
     network = filled("resnet20", 10)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    method = pruning.create_method("DenseConv", N=4, pr_target=0.9)
+    method = pruning.create_method("DenseConv")
     method.attach(network)
     assert pruning.finish(method, network, images()) == {}
     after = network.state_dict()
@@ -404,7 +469,7 @@ def test_rearranged_blocks_become_rows_and_the_function_stays(arch: str):
     method = pruning.create_method("block_l1", N=4, pr_target=0.5, rearrange=True)
     method.attach(network)
     kept = pruning.finish(method, network, images(size))
-    lengths = {name: layer["N"] for name, layer in kept.items() if layer["rate"]}
+    lengths = {name: layer.N for name, layer in kept.items() if layer.in_blocks}
     changed = copy.deepcopy(network)
     fixed = pruning.gather_blocks(changed, lengths)
     found = pruning.find_blocks(changed, 4)
@@ -412,7 +477,7 @@ def test_rearranged_blocks_become_rows_and_the_function_stays(arch: str):
     with torch.no_grad():
         assert relative_error(changed(images(size)), network(images(size))) < 1e-4
     layers = dict(changed.named_modules())
-    scattered = {name for name, N in lengths.items() if not patterns.blocks_intact(layers[name].weight, N)}
+    scattered = {name for name, N in lengths.items() if not blocks_intact(layers[name].weight, N)}
     assert scattered == fixed.keys(), "what is not consecutive is said"
     if arch == "resnet50":
         assert scattered == {name for name in lengths if "downsample" in name}
@@ -459,9 +524,13 @@ def test_training_moves_kept_weights_as_masked_forward_would():
         ({"name": "block_l1", "N": 5000}, "--N 5000: longer than the widest layer"),
         ({"name": "block_l1", "N": 7, "blocks": "reference"}, "--N 7: does not divide"),
         ({"name": "block_l1", "blocks": "round"}, "--blocks round: one of aligned, reference"),
-        ({"name": "filter", "rearrange": True}, "--rearrange: means nothing for filter"),
-        ({"name": "weight", "balanced": True}, "--balanced: means nothing for weight"),
-        ({"name": "block_random", "budget": "global"}, "--budget global: ranks by magnitude"),
+        ({"name": "filter", "rearrange": True}, "--rearrange belongs to block_l1, block_random, not to filter"),
+        ({"name": "weight", "balanced": True}, "--balanced belongs to block_l1, block_random, not to weight"),
+        ({"name": "filter", "k": 99}, "--k belongs to bip, hydra, imp, not to filter"),
+        ({"name": "block_random", "budget": "global"}, "--budget global: ranks by a score"),
+        ({"name": "block_l1", "score": "taylor", "schedule": "cubic"}, "--score taylor: chosen once"),
+        ({"name": "block_l1", "pr_target": float("nan")}, "--pr_target nan"),
+        ({"name": "block_l1", "N": "4"}, "--N '4': not a whole number"),
         ({"name": "block_l1", "schedule": "square"}, "--schedule square: one of oneshot, linear, cubic"),
         ({"name": "block_l1", "schedule_end": 0}, "--schedule_end 0"),
         ({"name": "block_l1", "speed": 3}, "no pruning method has an option speed"),

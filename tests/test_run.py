@@ -82,7 +82,7 @@ def test_the_exported_blocks_are_rows_and_the_outputs_the_networks(pruned: Path)
     import onnx
     import onnxruntime
 
-    from pruning.patterns import blocks_intact
+    from pruning.groups import blocks_intact
 
     tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(pruned / "model.onnx").graph.initializer]
     weights = [torch.tensor(tensor) for tensor in tensors if tensor.ndim == 4]
@@ -225,7 +225,7 @@ def test_broken_checkpoints_are_one_line(dense: Path, tmp_path, monkeypatch):
         (["--data_set", "mnist"], "unknown data set 'mnist'"),
         (["--conv_type", "MagicConv"], "unknown method 'MagicConv'"),
         (["--N", "9999"], "--N 9999: longer than the widest layer"),
-        (["--pr_target", "1"], "--pr_target 1.0: a rate in"),
+        (["--pr_target", "1"], "--pr_target 1.0: must be in"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
     ],
 )
@@ -238,5 +238,5 @@ def test_mistakes_are_one_line(arguments: list[str], message: str):
 def test_a_mistake_exits_with_status_2_and_no_traceback():
     done = subprocess.run(command("--pr_target", "1.5"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "imagenet.py: --pr_target 1.5: a rate in [0, 1)\n"
+    assert done.stderr == "imagenet.py: --pr_target 1.5: must be in [0, 1)\n"
     assert done.stdout == ""

@@ -18,7 +18,7 @@ import pruning
 from models.layers import Constant
 from pruning.graph import Graph
 from pruning.method import relative_error
-from pruning.rearrange import order_by_shape
+from pruning.order import order_by_shape
 from pruning.stripe import Stripe, stripe_layers
 from utils.count import beside, count, published_cost, totals
 from utils.loss import Loss
@@ -26,6 +26,10 @@ from utils.run import Run, fit
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "stripe.json").read_text())
 IMAGES = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 32, 32)).astype(np.float32))
+
+
+def create(**options) -> Stripe:
+    return pruning.create_method("stripe", **options)
 
 
 def attached(arch: str, num_classes: int = 10, **options) -> tuple[nn.Module, Stripe]:
@@ -63,7 +67,7 @@ def test_published_network_thresholded_and_broken():
     assert relative_error(logits(network), torch.tensor(GOLDEN["thresholded_logits"])) < 1e-4
     kept = pruning.finish(method, network, IMAGES)
     assert relative_error(logits(network), torch.tensor(GOLDEN["broken_logits"])) < 1e-4
-    assert {name: int(np.sum(layer["positions"])) for name, layer in kept.items()} == GOLDEN["stripes_kept"]
+    assert {name: int(np.sum(layer.positions)) for name, layer in kept.items()} == GOLDEN["stripes_kept"]
     assert {name: len(layer.weight) for name, layer in convolutions(network).items()} == GOLDEN["filters_alive"]
     assert (
         published_cost(network, IMAGES[:1], skeletons=True).parameters
@@ -173,14 +177,14 @@ def test_broken_networks_compute_the_same_and_load_without_the_method(arch: str,
     assert not stripe_layers(network)
     assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in whole.parameters())
     assert all(isinstance(network.get_submodule(name), Constant) for name in dead)
-    assert all("the branch is removed" in kept[name]["note"] for name in dead)
+    assert all("the branch is removed" in kept[name].note for name in dead)
 
     costs = beside(count(whole.float(), IMAGES[:1]), count(network, IMAGES[:1]))
     assert all(costs[name].macs_kept == 0 for name in dead)
     assert totals(network, costs, whole)["parameters_kept"] <= sum(p.numel() for p in network.parameters())
     whole.double()
 
-    file = {"state_dict": network.state_dict(), "arch": arch, "kept": kept, "widths": models.widths(network)}
+    file = {"state_dict": network.state_dict(), "arch": arch, "widths": models.widths(network)}
     torch.save(file, tmp_path / "final.pt")
     loaded = models.create_model(arch, 10)
     models.load_checkpoint(loaded, tmp_path / "final.pt")
@@ -223,7 +227,7 @@ def test_one_step_by_hand():
     """Published order: subgradient of L1, no gradient for what is dead; the batch norm of a dead filter is zero."""
     torch.manual_seed(0)
     network = Small(4)
-    method = Stripe(sr=0.5, threshold=0.1)
+    method = create(sr=0.5, threshold=0.1)
     method.attach(network)
     skeleton, norm = network[3].FilterSkeleton, network[4]
     with torch.no_grad():
@@ -284,8 +288,8 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been():
     keep = SimpleNamespace(after_step=lambda run: None)
     keep.after_epoch = lambda run, results: states.append(copy.deepcopy(run.state_dict()))
     options = {"pr_target": 0.6, "pr_unit": "macs", "freeze_weights": 0.2}
-    fit(start(network, Stripe(**options), 2), [keep])
-    run = start(again, Stripe(**options), 2)
+    fit(start(network, create(**options), 2), [keep])
+    run = start(again, create(**options), 2)
     run.load_state_dict(states[0])
     fit(run, [])
     assert all(
@@ -299,7 +303,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been():
 def test_the_asked_share_goes(unit: str, target: float):
     torch.manual_seed(0)
     network = Small()
-    method = Stripe(pr_target=target, pr_unit=unit)
+    method = create(pr_target=target, pr_unit=unit)
     fit(start(network, method, epochs=8), [])
     image = torch.zeros(1, 3, 8, 8)
     dense = totals(network, {n: c for n, c in count(network, image).items() if n in method.sites})["macs"]
@@ -313,7 +317,7 @@ def test_the_asked_share_goes(unit: str, target: float):
 def test_frozen_weights_stay_and_skeletons_move():
     torch.manual_seed(0)
     network = Small(8)
-    method = Stripe(sr=0.01, freeze_weights=1.0)
+    method = create(sr=0.01, freeze_weights=1.0)
     run = start(network, method, epochs=1)
     before = copy.deepcopy(network)
     fit(run, [])
@@ -353,11 +357,11 @@ def test_the_road_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sr": -1.0}, "--sr -1.0: a strength of 0 or more"),
-        ({"threshold": 0.0}, r"--threshold 0.0: a scale in \(0, 1\)"),
+        ({"sr": -1.0}, "--sr -1.0: must be 0 or more"),
+        ({"threshold": 0.0}, r"--threshold 0.0: must be in \(0, 1\)"),
         ({"pr_target": 1.0}, "--pr_target 1.0"),
         ({"pr_unit": "flops"}, "--pr_unit flops: one of stripes, macs"),
-        ({"freeze_weights": 2.0}, "--freeze_weights 2.0: a share"),
+        ({"freeze_weights": 2.0}, "--freeze_weights 2.0: must be in"),
     ],
 )
 def test_mistakes_are_told_in_the_users_words(options: dict, message: str):

@@ -40,7 +40,7 @@ class Options:
 
     # How it is pruned.
     conv_type: str = option("BlockL1Conv", "pruning method, by its name or the paper's layer name", "--method")
-    N: int = option(16, "block length: output kernels that live or die together")
+    N: int | None = option(None, "block length: output kernels that live or die together")
     pr_target: float = option(0.5, "share to prune, in [0, 1): in every layer, or of all stripes")
     rearrange: bool = option(False, "form blocks among reordered filters")
     full: bool = option(False, "prune the classifier too")

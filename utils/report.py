@@ -8,6 +8,7 @@ from rich.table import Table
 
 from utils.count import Cost
 from utils.files import atomic, save_json, save_text
+from utils.kept import Kept
 
 STAGES = {"dense": "dense", "pruned": "pruned, before training", "tuned": "after training"}
 RUNTIMES = {
@@ -25,7 +26,7 @@ def screen(quiet: bool = False) -> Console:
     return console if console.is_terminal else Console(**settings, width=160)
 
 
-def save_summary(job_dir: Path, facts: dict, costs: dict[str, Cost], kept: dict[str, dict], fixed: dict[str, str]):
+def save_summary(job_dir: Path, facts: dict, costs: dict[str, Cost], kept: dict[str, Kept], fixed: dict[str, str]):
     """Write `summary.json`.
 
     Args:
@@ -36,7 +37,7 @@ def save_summary(job_dir: Path, facts: dict, costs: dict[str, Cost], kept: dict[
     """
     layers = []
     for name, cost in costs.items():
-        own = kept.get(name, {})
+        own = kept[name].to_json() if name in kept else {}
         notes = [own.get("note"), name in fixed and f"blocks not consecutive in ONNX: order fixed by {fixed[name]}"]
         got = {"sparsity": 1 - cost.density, "macs": cost.macs, "macs_kept": cost.macs_kept}
         got |= {"parameters": cost.parameters, "parameters_kept": cost.parameters - cost.zeros}
@@ -58,11 +59,7 @@ def write(job_dir: Path, console: Console) -> None:
     save_text(job_dir / "summary.md", text)
     show(head, title, console)
     draw(summary, latency, job_dir / "summary.png")
-    files = ["summary.md", "summary.png"]
-    if any(len(layer.get("positions", ())) > 1 for layer in summary["layers"]):
-        draw_shapes(summary, job_dir / "shapes.png")
-        files.append("shapes.png")
-    console.print(f"written: {job_dir}/{', '.join(files)}")
+    console.print(f"written: {job_dir}/summary.md, summary.png")
 
 
 def overview(summary: dict, latency: dict | None) -> Rows:
@@ -179,28 +176,3 @@ def beside(axes, pairs: list[tuple[float, float]], title: str, unit: str) -> Non
     axes.margins(x=0.01)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-
-
-def draw_shapes(summary: dict, path: Path) -> None:
-    """A figure: for every layer with kernels larger than 1x1, the share of its filters that keeps each position."""
-    from matplotlib.figure import Figure
-
-    layers = [layer for layer in summary["layers"] if len(layer.get("positions", [])) > 1]
-    columns = min(10, len(layers))
-    rows = -(-len(layers) // columns)
-    figure = Figure(figsize=(1.1 * columns + 0.8, 1.3 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for axes in panels.flat:
-        axes.set_axis_off()
-    for axes, layer in zip(panels.flat, layers, strict=False):
-        kept, filters = layer["positions"], layer["filters"]
-        picture = axes.imshow([[count / filters for count in row] for row in kept], cmap="Blues", vmin=0, vmax=1)
-        for y, row in enumerate(kept):
-            for x, count in enumerate(row):
-                colour = "white" if 2 * count > filters else "black"
-                axes.text(x, y, count, ha="center", va="center", size=6, color=colour)
-        axes.set_title(layer["name"], size=6)
-    figure.suptitle(f"{summary['arch']} on {summary['data_set']}: filters that keep each position", size=9)
-    figure.colorbar(picture, ax=panels, shrink=0.6, label="share of the dense layer's filters")
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=130)

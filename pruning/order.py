@@ -1,11 +1,12 @@
-"""In which order filters form blocks: sorted by L1 norm, as published, clustered so that more weight is kept, or with
-like beside like so that neighbours have the same zeros."""
+"""In which order filters form blocks: sorted by L1 norm, as published, or clustered so that more weight is kept; and
+orders that make like filters neighbours, so that blocks or stripes become rows of memory."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.patterns import in_order, magnitude, mask_without, smallest
+from pruning.budget import cut
+from pruning.groups import Pattern, group_means, living_kernels, spread
 
 
 def filter_order(weight: Tensor) -> Tensor:
@@ -13,42 +14,48 @@ def filter_order(weight: Tensor) -> Tensor:
     return weight.detach().double().abs().flatten(1).sum(1).argsort(stable=True)
 
 
-def clustered_order(weight: Tensor, groups: Tensor, N: int, rate: float, rounds: int = 10) -> Tensor:
-    """An order of filters in which 1xN blocks keep more of the weight than in `filter_order`, never less.
+def clustered_order(scores: Tensor, pattern: Pattern, rate: float, rounds: int = 10) -> Tensor:
+    """An order of filters in which 1xN blocks keep more of the score than in ascending order, never less.
 
-    Two steps in turn, neither of which can lose kept L1: choose the blocks that stay, given who shares a block; then
+    Two steps in turn, neither of which can lose kept score: choose the blocks that stay, given who shares a block; then
     deal filters to blocks so that the kernels they lose are least, given which blocks stay (an assignment problem).
 
     Args:
-        weight: (O, I, kh, kw).
-        groups: block numbers of `weight`'s shape, for filters in stored order.
-        N: filters a block.
+        scores: (O, I, kh, kw), of every weight.
+        pattern: 1xN blocks.
         rate: share of blocks that goes.
     """
     from scipy.optimize import linear_sum_assignment
 
-    kernels = weight.detach().abs().flatten(2).sum(2).double().numpy()  # (O, I)
-    order, best = filter_order(weight), -1.0
+    kernels = scores.reshape(*scores.shape[:2], -1).sum(2).cpu()  # (O, I)
+    order, best = kernels.sum(1).argsort(stable=True), -1.0
     for _ in range(rounds):
-        placed = in_order(groups, order)
-        mask = mask_without(placed, smallest(magnitude(weight, placed), int((int(groups.max()) + 1) * rate)))
-        kept = mask.flatten(2)[:, :, 0].double().numpy()  # (O, I) of filters where they are stored
+        means = group_means(kernels[order], pattern)
+        gone = spread(cut([means], int(len(means) * rate))[0], pattern, kernels)
+        kept = torch.empty_like(kernels)
+        kept[order] = (~gone).double()  # (O, I), of filters where they are stored
         total = float((kept * kernels).sum())
         if total <= best * (1 + 1e-9):
             break
         best, found = total, order
-        slots = kept[order.numpy()]  # (O, I): which input channels the filter standing at a place keeps
-        gain = kernels @ slots.T  # (O, O): L1 that a filter would keep at a place
-        if len(gain) > N:
-            filters, places = linear_sum_assignment(gain, maximize=True)
+        gain = kernels @ kept[order].T  # (O, O): the score that a filter would keep at a place
+        if len(gain) > pattern.N:
+            filters, places = linear_sum_assignment(gain.numpy(), maximize=True)
             order = torch.from_numpy(filters[np.argsort(places)])
-    return found
+    return found.to(scores.device)
 
 
-def kept_share(weight: Tensor, mask: Tensor) -> float:
-    """Share of a layer's L1 norm that its mask keeps."""
-    size = weight.detach().abs()
-    return float((size * mask.view_as(size)).sum() / size.sum())
+def gathering_order(weight: Tensor, N: int) -> Tensor:
+    """An order of filters in which those with the same living kernels are neighbours: scattered blocks become rows.
+
+    The order of first appearance is kept; sets whose size N does not divide come last, so that they misalign no other.
+    """
+    _, pattern = living_kernels(weight).unique(dim=0, return_inverse=True)
+    size = pattern.bincount()
+    places = torch.arange(len(pattern), device=pattern.device)
+    first = torch.full_like(size, len(pattern)).scatter_reduce(0, pattern, places, "amin")
+    late = (size % N != 0).long()
+    return ((late * len(pattern) + first)[pattern]).argsort(stable=True)
 
 
 def order_by_shape(weight: Tensor) -> Tensor:

@@ -1,0 +1,26 @@
+"""What published code does beside what its paper says, by the network's own name or under `--fidelity reference`."""
+
+from collections.abc import Callable
+
+
+def _every_second(names: list[str]) -> set[str]:
+    """Plain, sorted, plain, ...: projections stay, expansions are sorted. Squeeze-excite layers do not count."""
+    chosen, sort_next = set(), False
+    for name in names:
+        if sort_next:
+            chosen.add(name)
+        sort_next = not sort_next and "fc" not in name
+    return chosen
+
+
+# 1xN pruning: which layers of its five networks are rearranged, from the names of all layers that are pruned.
+REARRANGED: dict[str, Callable[[list[str]], set[str]]] = {
+    "mobilenet_v1": set,
+    "mobilenet_v2": _every_second,
+    "mobilenet_v3_small": _every_second,
+    "mobilenet_v3_large": _every_second,
+    "resnet50": lambda names: {name for name in names if not name.endswith("conv3")},
+}
+
+# BiP: after which shares of the training the step schedule of the scores has their rate at a tenth, a hundredth.
+BIP_DECAYS = {"paper": (0.75, 0.9), "reference": (0.5, 0.75)}

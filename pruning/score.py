@@ -1,0 +1,57 @@
+"""How important a weight is: one number for each, which groups then average."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# From a weight and the root mean square of its gradient over batches (None where it is not asked for), of one shape.
+SCORES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "l1": lambda weight, gradient: weight.abs(),
+    "l2": lambda weight, gradient: weight.square(),
+    # Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019): the loss changes by
+    # gradient * weight, to first order, if the weight becomes zero.
+    "taylor": lambda weight, gradient: (weight * gradient).abs(),
+}
+NEED_GRADIENTS = {"taylor"}
+
+
+class Calibration(NamedTuple):
+    """Pictures that a method may look at before training.
+
+    Attributes:
+        batches: a call gives (images (B, 3, H, W), labels (B,)) batches on the network's device, the same every time.
+        loss: (logits (B, classes), labels (B,)) -> the mean loss of a batch.
+    """
+
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+def score(weight: Tensor, gradient: Tensor | None = None, kind: str = "l1") -> Tensor:
+    """The importance of every weight, in float64, since sums over groups must not depend on their order.
+
+    Args:
+        weight: (O, I, ...).
+        gradient: of its shape, for the scores in `NEED_GRADIENTS`.
+        kind: a key of `SCORES`.
+    """
+    return SCORES[kind](weight.detach(), gradient).double()
+
+
+def mean_gradients(network: nn.Module, layers: dict[str, nn.Module], calibration: Calibration) -> dict[str, Tensor]:
+    """Root mean square over the calibration batches of each layer's weight gradient; the network stays as it was."""
+    training = network.training
+    network.eval()  # batch statistics must not move
+    weights, squares, count = [layer.weight for layer in layers.values()], None, 0
+    for images, labels in calibration.batches():
+        loss = calibration.loss(network(images), labels)
+        gradients = torch.autograd.grad(loss, weights)
+        new = torch._foreach_mul(gradients, gradients)
+        squares = new if squares is None else torch._foreach_add(squares, new)
+        count += 1
+    network.train(training)
+    if not count:
+        raise ValueError("--score taylor: there is no calibration picture")
+    return dict(zip(layers, torch._foreach_sqrt(torch._foreach_div(squares, count)), strict=True))
