@@ -9,11 +9,11 @@ from models.checkpoint import load_checkpoint, read_checkpoint
 from models.mobilenet_v1 import MobileNetV1
 from models.mobilenet_v2 import MobileNetV2
 from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
-from models.narrow import widths
 from models.resnet import BasicBlock, Bottleneck, ResNet, projection
 from models.resnet_cifar import CifarResNet, ProjectionResNet
 from models.vgg import VGG16
 from models.wide_resnet import WideResNet
+from structure import widths
 
 NETWORKS = {
     "mobilenet_v1": MobileNetV1,

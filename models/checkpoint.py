@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from models import skeletons
 from models.names import translated
-from models.narrow import merge_compactors, misfits_of_widths, narrow, norms_after_convolutions
+from models.narrow import merge_compactors, misfits_of_widths
+from structure import narrow, norms_after_convolutions
 
 UNUSED = "sub_block1."
 EXTRAS = (".popup_scores",)  # tensors that belong to a pruning method

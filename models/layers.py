@@ -1,6 +1,6 @@
-"""The two layers that every network here is made of, each with its own initialisation, and what stands for none."""
+"""The two layers that every network here is made of, each with its own initialisation."""
 
-from torch import Tensor, nn
+from torch import nn
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -18,14 +18,3 @@ def linear(inputs: int, outputs: int) -> nn.Conv2d:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class Constant(nn.Module):
-    """What stands in the place of a layer of a removed branch: `value`, a channel each, whatever comes in."""
-
-    def __init__(self, value: Tensor):
-        super().__init__()
-        self.register_buffer("value", value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.value

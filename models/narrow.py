@@ -1,28 +1,9 @@
 """Networks with fewer channels than their table says, shaped by the tensors of a file."""
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
-from models.layers import Constant
-
-
-def norms_after_convolutions(network: nn.Module) -> dict[str, str]:
-    """Batch norm -> the convolution whose output it alone reads, by name; nothing if it cannot be traced."""
-    try:
-        nodes = torch.fx.Tracer().trace(network).nodes
-    except Exception:  # torch.fx raises many kinds
-        return {}
-    modules = dict(network.named_modules())
-    calls = {node: modules[node.target] for node in nodes if node.op == "call_module"}
-    return {
-        node.target: node.args[0].target
-        for node, module in calls.items()
-        if isinstance(module, nn.BatchNorm2d)
-        and isinstance(calls.get(node.args[0]), nn.Conv2d)
-        and len(node.args[0].users) == 1
-    }
-
+from structure import fuse_batch_norm, fuse_pointwise, norms_after_convolutions, widths
 
 FORGOTTEN = 1e-5  # the norm of a compactor's row below which ResRep takes it for zero
 
@@ -42,61 +23,13 @@ def merge_compactors(tensors: dict[str, Tensor], network: nn.Module) -> tuple[di
         known = [weight, *own.values()] if isinstance(norm, nn.BatchNorm2d) else [weight]
         if any(tensor is None or len(tensor) != len(rows) for tensor in known) or rows.shape[1] not in (1, len(rows)):
             continue  # what is left over is told as unexpected
-        bias = tensors.get(f"{layer}.bias", torch.zeros(len(rows))).double()
-        weight = weight.double()
+        bias = tensors.get(f"{layer}.bias")
         if isinstance(norm, nn.BatchNorm2d):
-            scale = own["weight"].double() / (own["running_var"].double() + norm.eps).sqrt()
-            bias = (bias - own["running_mean"].double()) * scale + own["bias"].double()
-            weight = weight * scale.view(-1, 1, 1, 1)
-        rows = rows * (rows.norm(dim=1, keepdim=True) >= FORGOTTEN)
-        both = torch.cat([weight.flatten(1), bias.view(-1, 1)], 1)
-        both = (rows * both if rows.shape[1] == 1 else rows @ both).float()
+            weight, bias = fuse_batch_norm(weight, bias, own, norm.eps)
+        weight, bias = fuse_pointwise(weight, bias, rows * (rows.norm(dim=1, keepdim=True) >= FORGOTTEN))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{host}.")}
-        tensors |= {f"{layer}.weight": both[:, :-1].view_as(weight), f"{layer}.bias": both[:, -1]}
+        tensors |= {f"{layer}.weight": weight.float(), f"{layer}.bias": bias.float()}
     return tensors, bool(hosts)
-
-
-def narrow(network: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """Give the layers of `network`, in place, the channels of the file's tensors. Their values are still to be loaded.
-
-    A batch norm that the file lacks while its convolution has a bias there was merged into it: `nn.Identity` is left. A
-    layer that has a `value` there was removed with its branch: `Constant` is left.
-    """
-    convolutions = norms_after_convolutions(network)
-    for name, module in list(network.named_modules()):
-        if not isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            continue
-        if f"{name}.value" in tensors:
-            network.set_submodule(name, Constant(tensors[f"{name}.value"].to(module.weight.device)))
-        elif f"{name}.weight" in tensors:
-            _shape(module, {key: tensors.get(f"{name}.{key}") for key in ("weight", *module.state_dict(), "bias")})
-        elif f"{convolutions.get(name)}.bias" in tensors:
-            network.set_submodule(name, nn.Identity())
-    return network
-
-
-def _shape(module: nn.Module, given: dict[str, Tensor | None]) -> None:
-    if isinstance(module, nn.Conv2d) and module.bias is None and given["bias"] is not None:
-        module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
-    for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        shape = () if given[key] is None else given[key].shape[: min(2, tensor.dim())]
-        if shape and all(theirs <= ours for theirs, ours in zip(shape, tensor.shape, strict=False)):
-            empty = tensor.new_empty((*shape, *tensor.shape[2:]))
-            setattr(module, key, nn.Parameter(empty, tensor.requires_grad) if key in module._parameters else empty)
-    if isinstance(module, nn.BatchNorm2d):
-        module.num_features = len(module.weight)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif module.groups == 1:
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-    else:  # depthwise
-        module.out_channels = module.in_channels = module.groups = len(module.weight)
-
-
-def widths(network: nn.Module) -> dict[str, int]:
-    """Convolution or linear layer -> its output channels: what a file says, so that `narrow` may follow its tensors."""
-    layers = network.named_modules()
-    return {name: len(layer.weight) for name, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 @torch.no_grad()

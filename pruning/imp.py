@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pruning.graph import Graph
 from pruning.layers import add_mask, hold, masked_layers
 from pruning.selection import Selective
+from structure import Graph
 
 
 @dataclass

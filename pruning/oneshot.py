@@ -12,9 +12,9 @@ import yaml
 from torch import Tensor, nn
 
 from pruning import budget, patterns, rearrange
-from pruning.graph import Graph
 from pruning.layers import add_mask, hold, masked_layers, remove_mask
 from pruning.method import Method
+from structure import Graph
 
 CHOICES = {
     "blocks": ("aligned", "reference"),

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.graph import Graph
 from pruning.layers import masked_layers, remove_mask
 from pruning.method import Method
+from structure import Graph
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pruning.graph import Graph, Space
 from pruning.method import Method
 from pruning.rearrange import order_by_shape
-from pruning.slicing import living_channels, remove_branches, slice_channels
-from pruning.surgery import permute
+from structure import Graph, Space, living_channels, permute, remove_branches, slice_channels
 
 
 class StripeConv2d(nn.Conv2d):

@@ -17,10 +17,10 @@ import models
 import pruning
 from pruning import patterns, rearrange
 from pruning.budget import global_counts
-from pruning.graph import Graph
 from pruning.layers import masked_layers
 from pruning.method import relative_error
 from pruning.oneshot import ROWS, rearranged_layers
+from structure import Graph
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
 CASES = [(arch, case) for arch, known in GOLDEN.items() for case in known["masks"]]

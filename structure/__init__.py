@@ -1,0 +1,33 @@
+"""What the graph of a network says about its channels, and changes of structure that keep the network's function.
+
+Nothing here knows a pruning method or one of our networks: only layers of `torch.nn`, read from the traced network.
+"""
+
+from structure.capture import layer_inputs
+from structure.constants import Constant, constant_inputs
+from structure.graph import SUM, Graph, Space, norms_after_convolutions
+from structure.merging import fuse_batch_norm, fuse_pointwise
+from structure.mode import evaluating
+from structure.permutation import permute
+from structure.resizing import narrow, widths
+from structure.slicing import living_channels, remove_branches, shrink, slice_channels
+
+__all__ = [
+    "SUM",
+    "Constant",
+    "Graph",
+    "Space",
+    "constant_inputs",
+    "evaluating",
+    "fuse_batch_norm",
+    "fuse_pointwise",
+    "layer_inputs",
+    "living_channels",
+    "narrow",
+    "norms_after_convolutions",
+    "permute",
+    "remove_branches",
+    "shrink",
+    "slice_channels",
+    "widths",
+]
