@@ -1,4 +1,4 @@
-"""What a network is: plain `nn.Module`s under the names of their papers, and the files that fill them."""
+"""Networks: plain `nn.Module`s by name, and the files that their weights come from."""
 
 from functools import partial
 

@@ -3,14 +3,12 @@
 Nothing here knows a pruning method or one of our networks: only layers of `torch.nn`, read from the traced network.
 """
 
-from structure.capture import layer_inputs
+from structure.capture import evaluating, layer_inputs
 from structure.constants import Constant, constant_inputs
 from structure.graph import SUM, Graph, Space, norms_after_convolutions
 from structure.merging import fuse_batch_norm, fuse_pointwise
-from structure.mode import evaluating
 from structure.permutation import permute
-from structure.resizing import narrow, widths
-from structure.slicing import living_channels, remove_branches, shrink, slice_channels
+from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
 
 __all__ = [
     "SUM",

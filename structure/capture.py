@@ -1,14 +1,25 @@
-"""What layers read while a network runs."""
+"""Run a network and leave it as it was: in eval mode, and looking at what its layers read."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from structure.mode import evaluating
-
 Kept = TypeVar("Kept")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put `network` into eval mode inside the `with` block; afterwards every module has its own mode back."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def layer_inputs(

@@ -9,9 +9,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from structure.capture import evaluating
 from structure.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, Graph
 from structure.merging import fuse_batch_norm
-from structure.mode import evaluating
 
 
 class Constant(nn.Module):

@@ -14,7 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
-from structure.mode import evaluating
+from structure.capture import evaluating
 
 CARRY_MODULES = (
     nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Dropout,
@@ -60,7 +60,7 @@ class _Tracer(torch.fx.Tracer):
 
 
 class Graph:
-    """The traced structure of a network of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.Linear` and friends.
+    """The traced structure of a network whose layers are modules of `torch.nn`.
 
     Attributes:
         traced: the network as a `torch.fx.Graph`.
@@ -82,7 +82,7 @@ class Graph:
         try:
             with evaluating(network):  # code that asks whether it is trained is traced as it evaluates
                 self.traced = _Tracer().trace(network)
-        except Exception as error:  # torch.fx raises many kinds
+        except Exception as error:  # torch.fx raises many kinds of errors
             raise ValueError(f"cannot trace {type(network).__name__}: {str(error).splitlines()[0]}") from None
         self.nodes = self.traced.nodes
         self.layers = {

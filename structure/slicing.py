@@ -1,15 +1,16 @@
-"""Remove channels: a physically narrower network that computes the same.
+"""Networks with fewer channels: channels removed so that the function stays, and the shapes of narrower files taken.
 
 A channel can be removed if every layer that reads it reads a constant there, the same for all pictures and all pixels.
 What that constant added to the layer's outputs goes into the layer's bias.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from structure.constants import Constant, by_channel, constant_inputs, foldable, interpret
-from structure.graph import SUM, SUM_CALLS, Graph, Space
-from structure.resizing import replace
+from structure.graph import SUM, SUM_CALLS, Graph, Space, norms_after_convolutions
 
 
 @torch.no_grad()
@@ -138,3 +139,68 @@ def _add_to_bias(graph: Graph, name: str, shift: Tensor) -> None:
         graph.modules[norm].running_mean -= shift
     else:
         layer.bias = nn.Parameter(shift.to(layer.weight))
+
+
+def replace(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a layer tensors of other shapes; the numbers of channels that it states follow them.
+
+    Args:
+        module: a convolution, linear layer or batch norm. A depthwise convolution keeps one group for each channel, any
+            other convolution keeps its number of groups.
+        tensors: name of a parameter or buffer of the module -> its new value.
+    """
+    for name, tensor in tensors.items():
+        if name in module._parameters:
+            old = module._parameters[name]
+            tensor = nn.Parameter(tensor.contiguous(), requires_grad=old is None or old.requires_grad)
+        setattr(module, name, tensor)
+    if isinstance(module, nn.BatchNorm2d):
+        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    else:
+        outputs, inputs = module.weight.shape[:2]
+        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+            module.groups = outputs
+        module.out_channels, module.in_channels = outputs, inputs * module.groups
+
+
+def narrow(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Give the layers of `network`, in place, the shapes of a narrower network's `state_dict`, but not its values.
+
+    Where `state` has no batch norm but a bias of the convolution before it, the two were merged: `nn.Identity` replaces
+    the batch norm. Where it has a `value` for a layer, the layer was removed with its branch: `Constant` replaces it.
+    A layer stays as it is where `state` has a wider one, so that loading `state` fails.
+    """
+    convolutions = norms_after_convolutions(network)
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            continue
+        if f"{name}.value" in state:
+            network.set_submodule(name, Constant(state[f"{name}.value"].to(module.weight.device)))
+        elif f"{name}.weight" in state:
+            if isinstance(module, nn.Conv2d) and module.bias is None and f"{name}.bias" in state:
+                module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
+            replace(module, _unset_tensors(name, module, state))
+        elif f"{convolutions.get(name)}.bias" in state:
+            network.set_submodule(name, nn.Identity())
+    return network
+
+
+def _unset_tensors(layer: str, module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Uninitialised tensors for a layer: those that `state` has for it, if they have no more rows and columns."""
+    unset = {}
+    for name, ours in [*module.named_parameters(), *module.named_buffers()]:
+        theirs = state.get(f"{layer}.{name}")
+        if theirs is None or not ours.dim():
+            continue
+        shape = theirs.shape[: min(2, ours.dim())]  # rows and columns; kernels keep their size
+        if shape and all(few <= many for few, many in zip(shape, ours.shape, strict=False)):
+            unset[name] = ours.new_empty((*shape, *ours.shape[2:]))
+    return unset
+
+
+def widths(network: nn.Module) -> dict[str, int]:
+    """Convolution or linear layer -> its number of output channels."""
+    layers = network.named_modules()
+    return {name: len(layer.weight) for name, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)}

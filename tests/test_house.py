@@ -64,6 +64,11 @@ def test_deployment_needs_no_torch(path: Path):
     assert not {"torch", "torchvision"} & set(imports(ast.parse(path.read_text())))
 
 
+@pytest.mark.parametrize("path", [p for p in files() if room_of(p.values[0]) == "structure"])
+def test_structure_needs_torch_only(path: Path):
+    assert set(imports(ast.parse(path.read_text()))) - sys.stdlib_module_names <= {"torch", "structure"}
+
+
 def test_no_file_is_two_rooms():
     for path in files():
         assert len(path.values[0].read_text().splitlines()) <= 420, path.id

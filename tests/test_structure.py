@@ -14,7 +14,7 @@ from structure import (
     layer_inputs,
     norms_after_convolutions,
 )
-from structure.resizing import replace
+from structure.slicing import replace
 from utils.count import count
 
 

@@ -15,28 +15,28 @@ import warnings
 from torch import nn
 
 from models.formats import bip, own, resrep, stripe, torchvision
-from models.formats.container import read_checkpoint
-from models.formats.content import unpack
+from models.formats.content import read_checkpoint, unpack
 from models.formats.fitting import fill
 from models.formats.own import describe, save_checkpoint
 
 __all__ = ["FORMATS", "describe", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
 
-FORMATS = {"bip": bip, "resrep": resrep, "stripe": stripe, "torchvision": torchvision}  # every other file is our own
+FORMATS = {"bip": bip, "resrep": resrep, "stripe": stripe, "torchvision": torchvision}  # any other file is our own
 
 
 def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
     """Fill `network` from the file, every tensor or none.
 
-    Layers become narrower, and layers become `nn.Identity` or `Constant`, where those of the file's network are.
+    If the file's network is narrower, layers take its shapes. Layers that it lacks are replaced by `nn.Identity` or
+    `structure.Constant`.
 
     Returns:
-        what the file said about itself (arch, epoch, best_prec1, kept, ...), and
-        `format`: the name of its row in `FORMATS`, or for our own how it holds the tensors: "state_dict", "model" or
-        "flat";
-        `masks`: layer -> mask (of the weight's shape), which the weights have been multiplied with;
+        what the file says about itself (arch, epoch, best_prec1, kept, ...), and
+        `format`: the name of a row in `FORMATS`, or for our own where the tensors stand: under "state_dict", under
+            "model", or "flat" at the top;
+        `masks`: layer -> mask (of the weight's shape), which has been multiplied into the weight;
         `extras`: name -> tensor that only a pruning method understands (BiP's scores);
-        `note`: only where the weights fit but the file's network computes another function.
+        `note`: only if the weights fit although the file's network computes another function.
 
     Raises:
         ValueError: the file cannot be read, or does not fit the network; then the network is unchanged.

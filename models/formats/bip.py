@@ -6,9 +6,9 @@ from torch import nn
 
 from models.formats.content import Content, Names, has_names, renamed
 
-# What BiP calls networks of ours, whose classifier is `fc` there.
+# BiP's names of networks -> ours. Their classifier is called `fc` there, and `linear` here.
 ALIASES = {f"resnet{depth}s": f"resnet{depth}" for depth in (20, 32, 44, 56)}
-UNUSED = "sub_block1."  # in wide ResNets; nothing is computed with it
+UNUSED = "sub_block1."  # begins the names of tensors in wide ResNets that nothing is computed with
 NAMES: dict[str, Names] = {
     **dict.fromkeys(ALIASES.values(), ("fc.weight", (("fc", "linear"),))),
     **dict.fromkeys(
@@ -26,8 +26,6 @@ def recognise(content: Content, network: nn.Module) -> bool:
 
 def read(content: Content, network: nn.Module) -> Content:
     tensors = {name: tensor for name, tensor in content.tensors.items() if not name.startswith(UNUSED)}
-    content = replace(content, tensors=tensors)
-    arch = ALIASES.get(content.arch)  # its other names are not ours: it calls resnet18_cifar resnet18
-    if has_names(content, network, NAMES):
-        content = renamed(content, NAMES[network.arch][1])
-    return replace(content, arch=arch)
+    ours = renamed(replace(content, tensors=tensors), network, NAMES)
+    # Its names of other networks mean ours of another: it calls resnet18_cifar resnet18.
+    return replace(ours, arch=ours.arch or ALIASES.get(content.arch))

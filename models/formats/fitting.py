@@ -13,11 +13,11 @@ SHOWN = 8  # misfits that an error lists
 
 
 def fill(network: nn.Module, content: Content) -> tuple[dict[str, Tensor], list[str]]:
-    """Load `content`, as `own.read` returns it, into the network, in place.
+    """Load what `own.read` returned into the network, in place.
 
     Returns:
-        layer -> mask, which its weight has been multiplied with, and a line for each thing that does not fit. If there
-        is any, the network is unchanged.
+        layer -> the mask that its weight has been multiplied with; and a line for each thing that does not fit. If
+        there is such a line, the network is unchanged.
     """
     target = narrow(copy.deepcopy(network), content.tensors) if content.narrow else network
     state, masks, misfits = fit(content.tensors, target)
@@ -36,7 +36,7 @@ def fill(network: nn.Module, content: Content) -> tuple[dict[str, Tensor], list[
 
 
 def contradictions_of(content: Content, network: nn.Module) -> list[str]:
-    """A line for each fact of the file that is another in the network."""
+    """A line for each fact about the network that the file contradicts."""
     facts = {"arch": content.arch, "num_classes": content.facts.get("num_classes")}
     return [
         f"the file's {name} is {said}, the network's {getattr(network, name)}"
@@ -46,12 +46,14 @@ def contradictions_of(content: Content, network: nn.Module) -> list[str]:
 
 
 def _bare(value: object) -> str:
-    """MobileNet-V2, mobilenetv2 and mobilenet_v2 are one name."""
+    """A name without its spelling: MobileNet-V2, mobilenetv2 and mobilenet_v2 are the same."""
     return re.sub(r"[\W_]", "", str(value).lower())
 
 
 def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """The network's whole state from the file's tensors, the file's masks by layer, and a line for each misfit.
+
+    The rules for tensors that differ:
 
     - A linear layer's 2-D weight fits a 1x1 convolution, and the reverse.
     - A convolution before a batch norm may lack its bias, which is zero then, since a batch norm takes any shift away.
@@ -68,7 +70,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
         if tensor.shape == shape:
             return tensor
         if {tensor.ndim, len(shape)} == {2, 4} and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel():
-            return tensor.reshape(shape)  # a linear layer, and the 1x1 convolution that is the same
+            return tensor.reshape(shape)  # a linear layer and a 1x1 convolution
         misfits.append(f"{name} is {tuple(tensor.shape)} in the file, {tuple(shape)} in the network")
         return tensor
 
@@ -95,9 +97,9 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
 
 @torch.no_grad()
 def misfits_of_widths(network: nn.Module, listed: dict[str, int] | None) -> list[str]:
-    """A line for each thing that is wrong with the widths of a narrow network.
+    """A line for each thing that is wrong with the widths of a narrow network, which is left in eval mode.
 
-    It must be as wide as the file's list says, if there is one, and pictures must pass through it.
+    They must be those that the file lists, if it does, and must fit together: a picture is passed through the network.
     """
     wrong = [
         f"{name} is {listed.get(name)} wide by the file's list, {width} by its tensors"

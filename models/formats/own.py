@@ -19,12 +19,12 @@ FORGOTTEN = 1e-5  # a row of a compactor whose norm is smaller is zero (ResRep's
 
 
 def describe(network: nn.Module, **facts: object) -> dict:
-    """What a file says about the network beside its tensors, and `facts`: strings, numbers, `kept`, anything plain."""
+    """What a file says about its network, and `facts`: anything that can be loaded without running code."""
     return {"arch": network.arch, "num_classes": network.num_classes, "widths": widths(network)} | facts
 
 
 def save_checkpoint(path: Path, network: nn.Module, **facts: object) -> None:
-    """Write the network, whose layers must be plain, and `facts` about it, so that `load_checkpoint` can read them."""
+    """Write a network of plain layers, and `facts` about it, for `load_checkpoint` to read."""
     files.save_checkpoint(path, describe(network, **facts) | {"state_dict": network.state_dict()})
 
 
@@ -33,10 +33,10 @@ def read(content: Content, network: nn.Module) -> Content:
 
     - `<layer>.FilterSkeleton` (O, kh, kw), the scales of stripes, is multiplied into the layer's weight.
     - `<layer>.compactor` of ResRep is merged with the batch norm and the convolution before it.
-    - `<layer>.popup_scores` of BiP and Hydra decide a mask that the method alone knows: they become extras.
-    - `<layer>.mask` stays: a mask must fit its layer, like the other tensors.
+    - `<layer>.popup_scores` of BiP and Hydra become extras, since only the method knows which mask they mean.
+    - `<layer>.mask` stays where it is: fitting multiplies it into the layer's weight.
 
-    A file that lists `widths`, or whose compactors were merged, may be of a narrower network.
+    A file that lists `widths`, or that has compactors, may be of a narrower network.
     """
     extras = {name: tensor for name, tensor in content.tensors.items() if name.endswith(SCORES)}
     tensors = {name: tensor for name, tensor in content.tensors.items() if name not in extras}
@@ -46,7 +46,7 @@ def read(content: Content, network: nn.Module) -> Content:
 
 
 def fold_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the scales of stripes multiplied into the weights. Scales that fit no weight are left over."""
+    """The tensors with the scales of stripes multiplied into the weights. Scales that fit no weight stay, an error."""
     folded = dict(tensors)
     for name, scales in tensors.items():
         weight = tensors.get(f"{name.removesuffix(SCALES)}.weight")
@@ -57,10 +57,10 @@ def fold_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merge_compactors(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """The tensors with every compactor merged into what comes before it, and whether there was one.
+    """The tensors with every compactor merged into the layers before it, and whether there was a compactor.
 
-    That is a batch norm with its convolution, or a convolution alone. What is left is the convolution, with a bias; its
-    rows that are to be forgotten are zero. A compactor that fits nothing is left over.
+    These layers are a convolution and its batch norm, or a convolution alone. Only the convolution is left, with a
+    bias, and with zeros in the rows that the compactor forgets. A compactor that fits no layer stays, an error.
     """
     hosts = [name.removesuffix(COMPACTOR) for name in tensors if name.endswith(COMPACTOR)]
     convolutions = norms_after_convolutions(network) if hosts else {}

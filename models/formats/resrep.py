@@ -41,6 +41,4 @@ def recognise(content: Content, network: nn.Module) -> bool:
 
 
 def read(content: Content, network: nn.Module) -> Content:
-    if has_names(content, network, NAMES):
-        content = renamed(content, NAMES[network.arch][1])
-    return replace(content, arch=None, narrow="deps" in content.facts)
+    return replace(renamed(content, network, NAMES), narrow="deps" in content.facts)

@@ -11,15 +11,15 @@ SKELETON = ".FilterSkeleton"
 
 
 def recognise(content: Content, network: nn.Module) -> bool:
-    """In files of networks that are not pruned yet, skeletons are numbers: our own files hold them, too."""
+    """Whether skeletons hold true or false. Before pruning they hold numbers, as in our own files."""
     return any(name.endswith(SKELETON) and tensor.dtype == torch.bool for name, tensor in content.tensors.items())
 
 
 def read(content: Content, network: nn.Module) -> Content:
-    """Weights with zeros where stripes are gone, and constant zeros in the place of blocks that are gone.
+    """Put zeros in the place of removed stripes and removed blocks.
 
-    A skeleton (O, kh, kw) says which stripes a layer has. Its weight (stripes, I, 1, 1) holds them position by
-    position, and at each position from the first filter to the last.
+    A skeleton (O, kh, kw) says which stripes a layer still has. Its weight (stripes, I, 1, 1) lists them, first all
+    stripes at the first position of the kernel, in the order of their filters, then those at the next position.
     """
     tensors = dict(content.tensors)
     for name, skeleton in content.tensors.items():

@@ -45,5 +45,4 @@ def recognise(content: Content, network: nn.Module) -> bool:
 
 
 def read(content: Content, network: nn.Module) -> Content:
-    _, rows = NAMES[network.arch]
-    return replace(renamed(content, rows), note=V3_NOTE if "v3" in network.arch else "")
+    return replace(renamed(content, network, NAMES), note=V3_NOTE if "v3" in network.arch else "")
