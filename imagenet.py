@@ -21,7 +21,7 @@ from pruning.options import row
 from utils import callbacks, job, machine, ranks, report
 from utils.count import Cost, beside, count, totals
 from utils.export import export_onnx
-from utils.files import save_checkpoint, sweep
+from utils.files import sweep
 from utils.kept import Kept
 from utils.loss import Loss
 from utils.options import Options, parse
@@ -78,19 +78,12 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
         run.load_state_dict(state)
         accuracy = state["accuracy"]
 
-    facts = {
-        "arch": options.arch,
-        "num_classes": len(train.classes),
-        "classes": train.classes,
-        "image_size": image_size(options),
-        "options": options.to_json(),
-        "accuracy": accuracy,
-        "widths": models.widths(network),
-    }
+    about = {"classes": train.classes, "image_size": image_size(options)}
+    about |= {"options": options.to_json(), "accuracy": accuracy}
     checkpoints = options.job_dir / "checkpoint"
     if here.first:
         sweep(checkpoints)
-    with callbacks.Save(checkpoints, facts) as save, callbacks.Show(screen) as show:
+    with callbacks.Save(checkpoints, models.describe(network, **about)) as save, callbacks.Show(screen) as show:
         told = [callbacks.Record(options.job_dir, run.epoch, accuracy), show] if here.first else []
         fit(run, [callbacks.Evaluate(val), *told, save])
         save.write(run, "last.pt")
@@ -103,17 +96,12 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
     tuned = evaluate(network, val, here)
     if not here.first:
         return
-    final = {
-        "state_dict": network.state_dict(),
-        "kept": {name: layer.to_json() for name, layer in kept.items()},
-        "epoch": run.epoch,
-        "widths": models.widths(network),
-    }
-    save_checkpoint(checkpoints / "final.pt", facts | final)
+    told = {name: layer.to_json() for name, layer in kept.items()}
+    models.save_checkpoint(checkpoints / "final.pt", network, **about, kept=told, epoch=run.epoch)
     fixed = export(options, network, kept, images, screen) if options.export_onnx else {}
     costs, sums = compare_with_dense(options, network, images)
-    head = {name: facts[name] for name in ("arch", "image_size", "options")} | {"data_set": options.data_set}
-    head |= {"method": str(method), "accuracy": accuracy | {"tuned": tuned}}
+    head = {"arch": network.arch, "image_size": about["image_size"], "options": about["options"]}
+    head |= {"data_set": options.data_set, "method": str(method), "accuracy": accuracy | {"tuned": tuned}}
     report.save_summary(options.job_dir, head | {"totals": sums}, costs, kept, fixed)
     report.write(options.job_dir, screen)
     if pictures := method.draw(kept, f"{options.arch} on {options.data_set}", options.job_dir):

@@ -1,19 +1,20 @@
-"""What a network is: plain `nn.Module`s under the names of their papers, and the files that fill them."""
+"""Networks: plain `nn.Module`s by name, and the files that their weights come from."""
 
 from functools import partial
 
 import torch
 from torch import nn
 
-from models.checkpoint import load_checkpoint, read_checkpoint
+from models.formats import describe, load_checkpoint, read_checkpoint, save_checkpoint
+from models.formats.bip import ALIASES
 from models.mobilenet_v1 import MobileNetV1
 from models.mobilenet_v2 import MobileNetV2
 from models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
-from models.narrow import widths
 from models.resnet import BasicBlock, Bottleneck, ResNet, projection
 from models.resnet_cifar import CifarResNet, ProjectionResNet
 from models.vgg import VGG16
 from models.wide_resnet import WideResNet
+from structure import widths
 
 NETWORKS = {
     "mobilenet_v1": MobileNetV1,
@@ -30,10 +31,6 @@ NETWORKS = {
     "resnet32": partial(CifarResNet, repeats=5),
     "resnet44": partial(CifarResNet, repeats=7),
     "resnet56": partial(CifarResNet, repeats=9),
-    "resnet20s": partial(CifarResNet, repeats=3, head="fc"),  # s: as BiP's files name their tensors
-    "resnet32s": partial(CifarResNet, repeats=5, head="fc"),
-    "resnet44s": partial(CifarResNet, repeats=7, head="fc"),
-    "resnet56s": partial(CifarResNet, repeats=9, head="fc"),
     "resnet110": partial(CifarResNet, repeats=18),
     "resnet56_b": partial(CifarResNet, repeats=9, shortcut=projection),
     "resnet110_b": partial(CifarResNet, repeats=18, shortcut=projection),
@@ -46,17 +43,33 @@ NETWORKS = {
 }
 NAMES = tuple(sorted(NETWORKS))
 
-__all__ = ["NAMES", "create_model", "load_checkpoint", "read_checkpoint", "widths"]
+__all__ = [
+    "ALIASES",
+    "NAMES",
+    "create_model",
+    "describe",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+    "widths",
+]
 
 
 def create_model(name: str, num_classes: int = 1000, seed: int = 0) -> nn.Module:
-    """The dense network `name`; its weights depend on the seed alone, and no random state outside changes."""
-    if name not in NETWORKS:
+    """The dense network `name`, one of `NAMES` or of `ALIASES`; its attribute `arch` is the one in `NAMES`.
+
+    Its weights depend on the seed alone, and no random state outside changes.
+
+    Raises:
+        ValueError: no such network, or no class.
+    """
+    arch = ALIASES.get(name, name)
+    if arch not in NETWORKS:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NAMES)}")
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: a network needs at least one class")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator, too
-        network = NETWORKS[name](num_classes)
-    network.arch, network.num_classes = name, num_classes
+        network = NETWORKS[arch](num_classes)
+    network.arch, network.num_classes = arch, num_classes
     return network

@@ -1,10 +1,10 @@
-"""The two layers that every network here is made of, each with its own initialisation, and what stands for none."""
+"""The two layers that every network here is made of, each with its own initialisation."""
 
-from torch import Tensor, nn
+from torch import nn
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the picture's size up to its stride; its weights are He-normal in what it feeds."""
+    """A convolution that pads so that only its stride makes pictures smaller; weights are He-normal by fan-out."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if bias:
@@ -12,20 +12,9 @@ def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: in
     return layer
 
 
-def linear(inputs: int, outputs: int) -> nn.Conv2d:
-    """A linear layer as a 1x1 convolution with bias: what prunes and compiles convolutions then does it too."""
+def linear_as_conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """A linear layer in the form of a 1x1 convolution, so that it is pruned and compiled as convolutions are."""
     layer = nn.Conv2d(inputs, outputs, 1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class Constant(nn.Module):
-    """What stands in the place of a layer of a removed branch: `value`, a channel each, whatever comes in."""
-
-    def __init__(self, value: Tensor):
-        super().__init__()
-        self.register_buffer("value", value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.value

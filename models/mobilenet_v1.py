@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.layers import conv, linear
+from models.layers import conv, linear_as_conv
 
 
 class MobileNetV1(nn.Module):
@@ -31,7 +31,7 @@ class MobileNetV1(nn.Module):
             *(separable(inputs, outputs, stride) for inputs, (outputs, stride) in zip(widths, self.ROWS, strict=False))
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(linear(1024, num_classes))
+        self.classifier = nn.Sequential(linear_as_conv(1024, num_classes))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.conv1(images)  # B, 32, 112, 112

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.layers import conv, linear
+from models.layers import conv, linear_as_conv
 
 
 class MobileNetV2(nn.Module):
@@ -28,7 +28,7 @@ class MobileNetV2(nn.Module):
         features.append(nn.Sequential(conv(320, 1280, bias=True), nn.BatchNorm2d(1280), nn.ReLU6(inplace=True)))
         self.features = nn.Sequential(*features)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(0.0), linear(1280, num_classes))
+        self.classifier = nn.Sequential(nn.Dropout(0.0), linear_as_conv(1280, num_classes))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.features(images)  # B, 1280, 7, 7

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.layers import conv, linear
+from models.layers import conv, linear_as_conv
 
 SMALL = (  # kernel, expansion, width, squeeze-excite, h-swish, stride
     (3, 1, 16, True, False, 2),  # 16, 56, 56
@@ -49,7 +49,9 @@ class MobileNetV3(nn.Module):
         self.features = nn.Sequential(*features)
         self.conv = nn.Sequential(conv(inputs, tail, bias=True), nn.BatchNorm2d(tail), nn.Hardswish())
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(linear(tail, head), nn.Hardswish(), nn.Dropout(0.2), linear(head, num_classes))
+        self.classifier = nn.Sequential(
+            linear_as_conv(tail, head), nn.Hardswish(), nn.Dropout(0.2), linear_as_conv(head, num_classes)
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.features(images)  # B, 96 (small) or 160 (large), 7, 7
@@ -82,7 +84,9 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         squeezed = multiple_of_8(width // 4)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Sequential(linear(width, squeezed), nn.ReLU(), linear(squeezed, width), nn.Hardsigmoid())
+        self.fc = nn.Sequential(
+            linear_as_conv(width, squeezed), nn.ReLU(), linear_as_conv(squeezed, width), nn.Hardsigmoid()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.fc(self.pool(x))  # B, width, H, W times B, width, 1, 1

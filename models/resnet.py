@@ -6,7 +6,7 @@ In its CIFAR form the stem is one 3x3 convolution, so that 32 x 32 pictures are 
 import torch
 from torch import nn
 
-from models.layers import conv, linear
+from models.layers import conv, linear_as_conv
 
 
 class ResNet(nn.Module):
@@ -16,13 +16,13 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)
-        four = block.expansion
+        expansion = block.expansion
         self.layer1 = stage(block, 64, 64, repeats[0], stride=1)
-        self.layer2 = stage(block, 64 * four, 128, repeats[1], stride=2)
-        self.layer3 = stage(block, 128 * four, 256, repeats[2], stride=2)
-        self.layer4 = stage(block, 256 * four, 512, repeats[3], stride=2)
+        self.layer2 = stage(block, 64 * expansion, 128, repeats[1], stride=2)
+        self.layer3 = stage(block, 128 * expansion, 256, repeats[2], stride=2)
+        self.layer4 = stage(block, 256 * expansion, 512, repeats[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = linear(512 * four, num_classes)
+        self.fc = linear_as_conv(512 * expansion, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # e = 1 with basic blocks, 4 with bottlenecks
         x = self.relu(self.bn1(self.conv1(images)))  # B, 64, 112, 112

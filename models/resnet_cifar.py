@@ -14,8 +14,8 @@ class CifarResNet(nn.Module):
     """6n + 2 layers deep, for `repeats` = n.
 
     Args:
-        head: the classifier's name in the files that are to be loaded.
-        shortcut: the paper's A, without weights, or its B, `models.resnet.projection`.
+        head: name of the classifier, as in the published files.
+        shortcut: makes the shortcut of a block: the paper's A (`zero_padding`, the default) or B (`projection`).
     """
 
     def __init__(self, num_classes: int, repeats: int, head: str = "linear", shortcut: Callable | None = None):
@@ -44,7 +44,7 @@ class CifarResNet(nn.Module):
 
 
 class ProjectionResNet(CifarResNet):
-    """With shortcut B, and scales that start at 0.5: what stripe-wise pruning (Meng et al. 2020) starts from."""
+    """Shortcut B, and batch norms whose scales start at 0.5, as stripe-wise pruning (Meng et al. 2020) trains it."""
 
     def __init__(self, num_classes: int, repeats: int):
         super().__init__(num_classes, repeats, "fc", projection)

@@ -21,7 +21,7 @@ class VGG16(nn.Module):
                 features += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), half_batch_norm(width)]
                 features += [nn.ReLU(inplace=True)]
                 inputs = width
-            features += [nn.MaxPool2d(2, ceil_mode=True)]  # ceil: a picture below 32 x 32 has a pixel left, too
+            features += [nn.MaxPool2d(2, ceil_mode=True)]  # pictures smaller than 32 x 32 keep a pixel
         self.features = nn.Sequential(*features)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(512, num_classes)
@@ -35,7 +35,7 @@ class VGG16(nn.Module):
 
 
 def half_batch_norm(width: int) -> nn.BatchNorm2d:
-    """Scales that start at 0.5, as stripe-wise pruning (Meng et al. 2020) trains this network from scratch."""
+    """A batch norm whose scales start at 0.5, as stripe-wise pruning (Meng et al. 2020) trains this network."""
     layer = nn.BatchNorm2d(width)
     nn.init.constant_(layer.weight, 0.5)
     return layer

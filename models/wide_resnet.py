@@ -7,7 +7,7 @@ from models.layers import conv
 
 
 class WideResNet(nn.Module):
-    """6n + 4 layers deep, 16 `width` channels wide in the first stage. Names are those of its common PyTorch files."""
+    """6n + 4 layers deep, 16 `width` channels wide in the first stage; layers have their usual names in PyTorch."""
 
     def __init__(self, num_classes: int, depth: int, width: int):
         super().__init__()
@@ -43,7 +43,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """Batch norm and ReLU come before each convolution; where the width changes, the shortcut sees them, too."""
+    """Batch norm and ReLU come before each convolution, also before that of the shortcut where the width changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()

@@ -6,12 +6,12 @@ from pruning.options import ALIASES, METHODS, refuse_foreign, row
 
 # What is imported only when it is asked for, since it needs torch: name -> module.
 LATE = {
-    "Method": "method",
-    "finish": "method",
-    "proven_copy": "method",
-    "find_blocks": "surgery",
-    "gather_blocks": "surgery",
-    "shrink": "slicing",
+    "Method": "pruning.method",
+    "finish": "pruning.method",
+    "proven_copy": "pruning.method",
+    "find_blocks": "pruning.surgery",
+    "gather_blocks": "pruning.surgery",
+    "shrink": "structure",
 }
 
 __all__ = [  # noqa: PLE0604 (all are strings)
@@ -37,4 +37,4 @@ def create_method(name: str, **options):
 def __getattr__(name: str):
     if name not in LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"pruning.{LATE[name]}"), name)
+    return getattr(importlib.import_module(LATE[name]), name)

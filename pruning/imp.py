@@ -7,11 +7,11 @@ Hypothesis" (ICLR 2019).
 import torch
 from torch import nn
 
-from pruning.graph import Graph
 from pruning.layers import add_mask, hold, masked_layers
 from pruning.options import IMPOptions
 from pruning.score import Calibration
 from pruning.selection import Selective
+from structure import Graph
 from utils.kept import Kept
 
 

@@ -11,7 +11,6 @@ import yaml
 from torch import Tensor, nn
 
 from pruning import budget
-from pruning.graph import Graph
 from pruning.groups import BLOCKS, FILTERS, KERNELS, WEIGHTS, Pattern, group_means, group_sizes, spread
 from pruning.layers import add_mask, hold, masked_layers, remove_mask
 from pruning.method import Method
@@ -19,6 +18,7 @@ from pruning.options import OneShotOptions, RandomOptions
 from pruning.order import clustered_order, filter_order
 from pruning.published import REARRANGED
 from pruning.score import NEED_GRADIENTS, Calibration, mean_gradients, score
+from structure import Graph
 from utils.kept import Kept
 
 PATTERNS = {

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import cut
-from pruning.graph import SUM, Graph, Space
 from pruning.method import Method
 from pruning.options import ResRepOptions
 from pruning.score import Calibration
-from pruning.slicing import scale_and_shift, slice_channels
+from structure import SUM, Graph, Space, fuse_batch_norm, fuse_pointwise, slice_channels
 from utils.count import count
 from utils.kept import Kept
 
@@ -37,11 +36,6 @@ class Compactor(nn.Conv2d):
 
     def rows(self) -> Tensor:
         return self.weight.flatten(1)
-
-    def times(self, matrix: Tensor) -> Tensor:
-        """The product with a matrix (channels, any)."""
-        rows = self.rows().to(matrix)
-        return rows * matrix if self.groups > 1 else rows @ matrix
 
 
 class CompactedBatchNorm2d(nn.BatchNorm2d):
@@ -134,7 +128,6 @@ class ResRep(Method):
         if self.costs is None:
             image = batches[0][0][:1]
             self.costs = Costs(run.network, self.targets, image, self.options.round_to)
-            run.network.train()
         super().step(run, *batches)
 
     @torch.no_grad()
@@ -361,15 +354,14 @@ def select(
 def merge(network: nn.Module, convolution: str, norm: str | None) -> nn.Conv2d:
     """Merge a convolution, the batch norm behind it and the compactor: the convolution alone is left, with a bias."""
     layer, host = network.get_submodule(convolution), network.get_submodule(norm or convolution)
-    compactor, weight = host.compactor, layer.weight.double()
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.double()
+    compactor, weight, bias = host.compactor, layer.weight, layer.bias
     if norm:
-        scale, shift = (tensor.double() for tensor in scale_and_shift(host))
-        weight, bias = weight * scale.view(-1, 1, 1, 1), bias * scale + shift
+        weight, bias = fuse_batch_norm(weight, bias, host.state_dict(), host.eps)
         network.set_submodule(norm, nn.Identity())
     else:
         del host.compactor
         host.__class__ = nn.Conv2d
-    layer.weight.copy_(compactor.times(weight.flatten(1)).view_as(weight))
-    layer.bias = nn.Parameter(compactor.times(bias.view(-1, 1)).flatten().to(layer.weight))
+    weight, bias = fuse_pointwise(weight, bias, compactor.rows())
+    layer.weight.copy_(weight)
+    layer.bias = nn.Parameter(bias.to(layer.weight))
     return layer

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import cut
-from pruning.graph import Graph
 from pruning.groups import BLOCKS, CHANNELS, FILTERS, WEIGHTS, Pattern, group_means, spread
 from pruning.layers import masked_layers, remove_mask
 from pruning.method import Method
 from pruning.options import SelectiveOptions
+from structure import Graph
 from utils.kept import Kept
 
 

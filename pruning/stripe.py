@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import cut
-from pruning.graph import Graph, Space
 from pruning.method import Method
 from pruning.options import StripeOptions
 from pruning.order import order_by_shape
 from pruning.pictures import draw_shapes
 from pruning.score import Calibration
-from pruning.slicing import living_channels, remove_branches, slice_channels
-from pruning.surgery import permute
+from structure import Graph, Space, living_channels, permute, remove_branches, slice_channels
 from utils.kept import Kept
 
 

@@ -1,11 +1,10 @@
-"""Physical changes to a plain network that leave its function as it was."""
+"""1xN blocks in a plain network: found in its weights, and gathered into consecutive rows."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pruning.graph import Graph, Space
 from pruning.groups import blocks_intact, living_kernels
 from pruning.order import gathering_order
+from structure import Graph, permute
 
 
 def gather_blocks(network: nn.Module, lengths: dict[str, int]) -> dict[str, str]:
@@ -26,42 +25,6 @@ def gather_blocks(network: nn.Module, lengths: dict[str, int]) -> dict[str, str]
     # A plain layer whose channels are multiplied with sorted ones (squeeze-excite) must follow their order.
     followers = {name for name, N in lengths.items() if not blocks_intact(layers[name].weight, N)} - refused.keys()
     return refused | dict.fromkeys(followers, "the order of the channels it scales")
-
-
-@torch.no_grad()
-def permute(network: nn.Module, orders: dict[str, Tensor]) -> dict[str, str]:
-    """Store the filters of layers in new orders, through all that reads or carries them.
-
-    Args:
-        network: plain layers only; changed in place, its function stays.
-        orders: layer name -> int64 permutation (O,); row j of the stored weight becomes old row `order[j]`.
-
-    Returns:
-        layer name -> why its order had to stay (a residual sum, the logits, ...), for those that could not be permuted.
-    """
-    graph, refused, done = Graph(network), {}, {}
-    for name, order in orders.items():
-        space = graph.output[name]
-        if space in done:
-            space.fixed.add(f"the order of {done[space]}")
-        if space.fixed:
-            refused[name] = ", ".join(sorted(space.fixed))
-            continue
-        done[space] = name
-        _permute_space(graph, space, torch.as_tensor(order, device=graph.layers[name].weight.device))
-    return refused
-
-
-def _permute_space(graph: Graph, space: Space, order: Tensor) -> None:
-    for name in {*space.producers, *space.carriers}:
-        for tensor in (*graph.modules[name].parameters(), *graph.modules[name].buffers()):
-            if tensor.dim():  # all but num_batches_tracked have one row a channel
-                tensor.copy_(tensor[order])
-    for name in set(space.consumers):
-        weight = graph.layers[name].weight
-        # A linear layer behind a flatten sees several columns a channel.
-        columns = weight.unflatten(1, (space.channels, -1))
-        weight.copy_(columns[:, order].reshape(weight.shape))
 
 
 def find_blocks(network: nn.Module, N: int) -> dict[str, tuple[int, str]]:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,6 @@ PARAMETERS = {  # with 1000 classes; with 10 for the networks of CIFAR
     "resnet18_cifar": 11_173_962,
     "resnet34_cifar": 21_282_122,
     "resnet50_cifar": 23_520_842,
-    "resnet20s": 269_722,
-    "resnet32s": 464_154,
-    "resnet44s": 658_586,
-    "resnet56s": 853_018,
     "resnet110": 1_727_962,
     "resnet56_b": 855_770,
     "resnet110_b": 1_730_714,
@@ -54,9 +51,7 @@ CIFAR_DEPTHS = {f"resnet{depth}" for depth in (20, 32, 44, 56, 110)}
 CIFAR = tuple(
     name
     for name in PARAMETERS
-    if name.endswith(("_cifar", "_b", "_projection"))
-    or name.startswith(("wrn_", "vgg"))
-    or name.removesuffix("s") in CIFAR_DEPTHS
+    if name.endswith(("_cifar", "_b", "_projection")) or name.startswith(("wrn_", "vgg")) or name in CIFAR_DEPTHS
 )
 
 
@@ -126,7 +121,11 @@ def test_published_vgg():
 def test_published_names_of_bip():
     published = json.loads((GOLDEN / "bip.json").read_text())["resnet20s"]["shapes_unstructured"]
     published = {key: shape for key, shape in published.items() if not key.endswith("popup_scores")}
-    assert shapes(models.create_model("resnet20s", 10)) == published
+    published = {key.replace("fc.", "linear."): shape for key, shape in published.items()}
+    network = models.create_model("resnet20s", 10)
+    assert network.arch == "resnet20"
+    assert shapes(network) == published
+    assert same(network.state_dict(), models.create_model("resnet20", 10).state_dict())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
@@ -287,6 +286,63 @@ def test_bip_files(save):
     target = models.create_model("wrn_28_1", 10)
     models.load_checkpoint(target, save(wide | unused))
     assert same(wide, target.state_dict())
+
+
+def test_our_files_of_a_network_under_its_other_name_still_load(save):
+    """Files of runs with `--arch resnet20s` have `fc` in tensors, widths and kept layers; ours say `linear` now."""
+    source = filled("resnet20", num_classes=10)
+    state = {name.replace("linear.", "fc."): tensor for name, tensor in source.state_dict().items()}
+    widths = {name.replace("linear", "fc"): width for name, width in models.widths(source).items()}
+    content = {"arch": "resnet20s", "num_classes": 10, "widths": widths, "kept": {"fc": {"rate": 0.5}}}
+    target = models.create_model("resnet20s", 10)
+    info = models.load_checkpoint(target, save(content | {"state_dict": state}))
+    assert same(source.state_dict(), target.state_dict())
+    assert info["kept"] == {"linear": {"rate": 0.5}}
+    assert info["widths"] == models.widths(source)
+    said = refusal(models.create_model("resnet32", 10), save(content | {"state_dict": state}))
+    assert said.startswith(
+        "does not fit resnet32: the file's arch is resnet20, the network's resnet32; missing layer1.3"
+    )
+    both = refusal(target, save(state | source.state_dict()))
+    assert both == "does not fit resnet20: unexpected fc.weight; unexpected fc.bias"
+
+
+def test_a_written_file_says_what_loading_needs(tmp_path):
+    source = filled("resnet20", num_classes=10)
+    models.save_checkpoint(tmp_path / "final.pt", source, kept={"conv1": {"rate": 0.5}}, epoch=3)
+    target = models.create_model("resnet20", 10)
+    info = models.load_checkpoint(target, tmp_path / "final.pt")
+    assert same(source.state_dict(), target.state_dict())
+    assert info.pop("format") == "state_dict"
+    facts = {"arch": "resnet20", "num_classes": 10, "widths": models.widths(source), "kept": {"conv1": {"rate": 0.5}}}
+    assert info == facts | {"epoch": 3, "masks": {}, "extras": {}}
+
+
+def test_a_format_is_a_row(save, monkeypatch):
+    """A file of others is translated by its reader alone, and nothing else changes for it."""
+
+    class Upper:
+        @staticmethod
+        def recognise(content, network):
+            return all(name.isupper() for name in content.tensors)
+
+        @staticmethod
+        def read(content, network):
+            return replace(content, tensors={name.lower(): tensor for name, tensor in content.tensors.items()})
+
+    source, target = filled("resnet20", num_classes=10), models.create_model("resnet20", 10)
+    path = save({name.upper(): tensor for name, tensor in source.state_dict().items()})
+    assert "missing conv1.weight" in refusal(target, path)
+    monkeypatch.setitem(models.formats.FORMATS, "upper", Upper)
+    assert models.load_checkpoint(target, path)["format"] == "upper"
+    assert same(source.state_dict(), target.state_dict())
+
+
+def test_scales_that_fit_no_layer_are_unexpected(save):
+    """They must not be left out, or the weights would be loaded without them."""
+    state = models.create_model("resnet20", 10).state_dict()
+    said = refusal(models.create_model("resnet20", 10), save(state | {"conv1.FilterSkeleton": torch.ones(2, 3, 3)}))
+    assert said == "does not fit resnet20: unexpected conv1.FilterSkeleton"
 
 
 def torchvision_network(name):

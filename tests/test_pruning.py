@@ -16,7 +16,6 @@ from torch import nn
 import models
 import pruning
 from pruning.budget import cut, global_counts
-from pruning.graph import Graph
 from pruning.groups import (
     BLOCKS,
     CHANNELS,
@@ -34,6 +33,7 @@ from pruning.method import relative_error
 from pruning.oneshot import PATTERNS, rearranged_layers
 from pruning.options import row
 from pruning.order import filter_order, gathering_order
+from structure import Graph
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
 CASES = [(arch, case) for arch, known in GOLDEN.items() for case in known["masks"]]

@@ -20,10 +20,9 @@ import data
 import imagenet
 import models
 import pruning
-from pruning.graph import Graph
 from pruning.method import relative_error
 from pruning.resrep import Compactor, Costs, ResRep, find_targets, select
-from pruning.slicing import scale_and_shift
+from structure import Graph, fuse_batch_norm
 from utils.callbacks import Callback
 from utils.count import count
 from utils.export import export_onnx
@@ -136,9 +135,9 @@ def stages() -> tuple[nn.Module, dict, dict]:
     graph = Graph(reference)
     for name in graph.layers:
         if norm := graph.norm_after(name):
-            scale, shift = scale_and_shift(graph.modules[norm])
-            graph.layers[name].weight.data *= scale.view(-1, 1, 1, 1)
-            graph.layers[name].bias = nn.Parameter(shift)
+            layer, behind = graph.layers[name], graph.modules[norm]
+            weight, bias = fuse_batch_norm(layer.weight, layer.bias, behind.state_dict(), behind.eps)
+            layer.weight.data, layer.bias = weight.float(), nn.Parameter(bias.float())
             reference.set_submodule(norm, nn.Identity())
     second = {published(name): tensor for name, tensor in reference.state_dict().items()}
     return narrow, first, second

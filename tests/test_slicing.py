@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from pruning.graph import CARRY_CALLS, CARRY_MODULES, SUM, Graph
 from pruning.method import relative_error
-from pruning.slicing import living_channels, slice_channels
+from structure import SUM, Graph, living_channels, slice_channels
+from structure.graph import CARRY_CALLS, CARRY_MODULES
 
 CIFAR = ("resnet20", "resnet56", "vgg16_bn")
 

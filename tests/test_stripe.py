@@ -15,11 +15,10 @@ import data
 import imagenet
 import models
 import pruning
-from models.layers import Constant
-from pruning.graph import Graph
 from pruning.method import relative_error
 from pruning.order import order_by_shape
 from pruning.stripe import Stripe, stripe_layers
+from structure import Constant, Graph
 from utils.count import beside, count, published_cost, totals
 from utils.loss import Loss
 from utils.run import Run, fit

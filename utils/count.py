@@ -46,6 +46,7 @@ def count(network, image) -> dict[str, Cost]:
         return add
 
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    training = [module for module in network.modules() if module.training]
     hooks = [layer.register_forward_hook(hook(name)) for name, layer in layers]
     try:
         with torch.no_grad():
@@ -53,6 +54,8 @@ def count(network, image) -> dict[str, Cost]:
     finally:
         for handle in hooks:
             handle.remove()
+        for module in training:
+            module.training = True
     return costs
 
 

@@ -1,9 +1,9 @@
-"""What feeds what, read from the traced network: the structure that every pruning method asks instead of names.
+"""Which layers read which channels, found by tracing the network.
 
-The unit is the *channel space*: the set of tensors whose channels must keep one common order. A convolution opens a new
-space with its outputs; batch-norm, activations, pooling and depthwise convolutions carry a space on; additions and
-multiplications tie the spaces of their operands together; the image, the logits and any operator that is not known here
-fix the order of what they touch.
+Tensors whose channels must keep one common order form a *channel space*. The outputs of a convolution or linear layer
+form a new space. Batch norms, activations, pooling and depthwise convolutions pass a space on. Additions and
+multiplications unite the spaces of their operands. The image, the logits and every operator that is not listed here fix
+the order of the channels that they read or write.
 """
 
 import operator
@@ -13,6 +13,8 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
+
+from structure.capture import evaluating
 
 CARRY_MODULES = (
     nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Dropout,
@@ -27,20 +29,21 @@ POOL_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Max
 POOL_CALLS = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d, torch.mean, "mean"}
 SUM_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCT_CALLS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-SHAPE_CALLS = {getattr, "size", "dim"}  # yield numbers, not tensors
-SUM = "a residual sum"  # fixes the order of one layer's channels, not that of all layers together
+SHAPE_CALLS = {getattr, "size", "dim"}  # these return numbers, not tensors
+# This reason forbids another order for one layer alone. It does not forbid one for all layers of the space together.
+SUM = "a residual sum"
 
 
 @dataclass(eq=False)
 class Space:
-    """Channels that share one order. `channels` is None where nothing says how many there are."""
+    """Tensors whose channels share one order."""
 
-    channels: int | None = None
-    producers: list[str] = field(default_factory=list)  # conv and linear layers whose output rows live here
-    carriers: list[str] = field(default_factory=list)  # batch-norm and depthwise layers, one entry a channel
-    consumers: list[str] = field(default_factory=list)  # conv and linear layers whose input columns live here
-    fixed: set[str] = field(default_factory=set)  # why the order is not free; empty: any permutation will do
-    scaled: bool = False  # tensors of it are multiplied with each other (squeeze-excite)
+    channels: int | None = None  # how many; None if no layer produces them
+    producers: list[str] = field(default_factory=list)  # convolutions and linear layers that write the channels
+    carriers: list[str] = field(default_factory=list)  # batch norms and depthwise layers, which treat each by itself
+    consumers: list[str] = field(default_factory=list)  # convolutions and linear layers that read the channels
+    fixed: set[str] = field(default_factory=set)  # reasons why their order must stay; empty if any order will do
+    scaled: bool = False  # two tensors of this space are multiplied with each other (squeeze-excite)
 
     def absorb(self, other: "Space") -> None:
         for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
@@ -57,15 +60,17 @@ class _Tracer(torch.fx.Tracer):
 
 
 class Graph:
-    """The traced structure of a network of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.Linear` and friends.
+    """The traced structure of a network whose layers are modules of `torch.nn`.
 
     Attributes:
         traced: the network as a `torch.fx.Graph`.
-        layers: every dense convolution and linear layer by name, in `named_modules()` order; grouped ones are left out.
-        stem:   names of the layers that read the image.
-        head:   names of the layers behind the last pooling: the classifier.
-        output: layer name -> the `Space` of its output channels.
-        input:  layer name -> the `Space` of its input channels.
+        nodes: those of `traced`.
+        modules: `dict(network.named_modules())`.
+        layers: every convolution of one group and every linear layer by name, in `named_modules()` order.
+        stem: names of the layers that read the image.
+        head: names of the layers behind the last pooling: the classifier.
+        output: layer name -> the `Space` of its output channels. Layers that are never called are missing.
+        input: layer name -> the `Space` of its input channels.
 
     Raises:
         ValueError: the network cannot be traced symbolically (control flow that depends on data).
@@ -75,8 +80,9 @@ class Graph:
         self.network = network
         self.modules = dict(network.named_modules())
         try:
-            self.traced = _Tracer().trace(network)
-        except Exception as error:  # torch.fx raises many kinds
+            with evaluating(network):  # code that asks whether it is trained is traced as it evaluates
+                self.traced = _Tracer().trace(network)
+        except Exception as error:  # torch.fx raises many kinds of errors
             raise ValueError(f"cannot trace {type(network).__name__}: {str(error).splitlines()[0]}") from None
         self.nodes = self.traced.nodes
         self.layers = {
@@ -100,13 +106,13 @@ class Graph:
         return {name: layer for name, layer in self.layers.items() if name not in self.stem and name in self.output}
 
     def norm_after(self, name: str) -> str | None:
-        """The batch norm that alone reads the output of a convolution or linear layer."""
-        users = next(node.users for node in self.nodes if node.op == "call_module" and node.target == name)
+        """The name of the batch norm that alone reads the output of the layer, if there is one."""
+        users = next((node.users for node in self.nodes if node.op == "call_module" and node.target == name), ())
         norms = [user.target for user in users if isinstance(self.modules.get(user.target), nn.BatchNorm2d)]
         return norms[0] if len(norms) == len(users) == 1 else None
 
     def bypassed(self, name: str) -> bool:
-        """Does a path from the image to the logits lead around the layer?"""
+        """Whether a path from the image to the logits leads around the layer."""
         reached = set()
         for node in self.nodes:
             if node.op == "placeholder" or (node.target != name and not reached.isdisjoint(node.all_input_nodes)):
@@ -149,7 +155,7 @@ class Graph:
         name, layer, before = node.target, self.layers[node.target], self._space(source)
         if source.op == "placeholder":
             self.stem.add(name)
-        if name in self.output:  # weights used at two places: their order serves two masters
+        if name in self.output:  # the layer is called twice: another order at one place would be wrong at the other
             before.fixed.add("shared weights")
             self._find(self.output[name]).fixed.add("shared weights")
         before.consumers.append(name)
@@ -190,6 +196,16 @@ class Graph:
                 head.add(node.target)
             queue.extend(node.all_input_nodes)
         return head
+
+
+def norms_after_convolutions(network: nn.Module) -> dict[str, str]:
+    """Batch norm -> the convolution whose output it alone reads, by name; empty if the network cannot be traced."""
+    try:
+        graph = Graph(network)
+    except ValueError:
+        return {}
+    convolutions = [name for name, module in graph.modules.items() if isinstance(module, nn.Conv2d)]
+    return {norm: name for name in convolutions if (norm := graph.norm_after(name))}
 
 
 def _is_in(target: object, calls: set) -> bool:

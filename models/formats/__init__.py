@@ -1,0 +1,58 @@
+"""Files of networks: the one place that knows what others call their tensors, and how they store a network.
+
+A format is a module with two functions and a row in `FORMATS`:
+
+- `recognise(content, network) -> bool`: whether a file with this content has this format;
+- `read(content, network) -> Content`: the same content as our own file would hold it.
+
+The first row that recognises a file reads it. Then `own.read` folds what pruning methods store beside the weights, and
+`fitting` fills the network: what no rule covers is an error that lists the tensors that do not fit.
+"""
+
+import os
+import warnings
+
+from torch import nn
+
+from models.formats import bip, own, resrep, stripe, torchvision
+from models.formats.content import read_checkpoint, unpack
+from models.formats.fitting import fill
+from models.formats.own import describe, save_checkpoint
+
+__all__ = ["FORMATS", "describe", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
+
+FORMATS = {"bip": bip, "resrep": resrep, "stripe": stripe, "torchvision": torchvision}  # any other file is our own
+
+
+def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
+    """Fill `network` from the file, every tensor or none.
+
+    If the file's network is narrower, layers take its shapes. Layers that it lacks are replaced by `nn.Identity` or
+    `structure.Constant`.
+
+    Returns:
+        what the file says about itself (arch, epoch, best_prec1, kept, ...), and
+        `format`: the name of a row in `FORMATS`, or for our own where the tensors stand: under "state_dict", under
+            "model", or "flat" at the top;
+        `masks`: layer -> mask (of the weight's shape), which has been multiplied into the weight;
+        `extras`: name -> tensor that only a pruning method understands (BiP's scores);
+        `note`: only if the weights fit although the file's network computes another function.
+
+    Raises:
+        ValueError: the file cannot be read, or does not fit the network; then the network is unchanged.
+    """
+    content = unpack(read_checkpoint(path), path)
+    source = next((name for name, form in FORMATS.items() if form.recognise(content, network)), None)
+    if source:
+        content = FORMATS[source].read(content, network)
+    content = own.read(content, network)
+    masks, misfits = fill(network, content)
+    if misfits:
+        name = getattr(network, "arch", type(network).__name__)
+        raise ValueError(f"{path}: does not fit {name}: {'; '.join(misfits)}")
+    extras = {name: tensor for name, tensor in content.extras.items() if name.rpartition(".")[0] not in masks}
+    info = {**content.facts, "format": source or content.form, "masks": masks, "extras": extras}
+    if content.note:
+        info["note"] = content.note
+        warnings.warn(f"{path}: {content.note}", stacklevel=2)
+    return info

@@ -1,0 +1,31 @@
+"""Files of BiP (Zhang et al. 2022), which also trains Hydra and IMP: other names, and scores beside the weights."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from models.formats.content import Content, Names, has_names, renamed
+
+# BiP's names of networks -> ours. Their classifier is called `fc` there, and `linear` here.
+ALIASES = {f"resnet{depth}s": f"resnet{depth}" for depth in (20, 32, 44, 56)}
+UNUSED = "sub_block1."  # begins the names of tensors in wide ResNets that nothing is computed with
+NAMES: dict[str, Names] = {
+    **dict.fromkeys(ALIASES.values(), ("fc.weight", (("fc", "linear"),))),
+    **dict.fromkeys(
+        ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar"),
+        ("linear.weight", (("linear", "fc"), (r"(layer\d\.\d+)\.shortcut\.([01])", r"\1.downsample.\2"))),
+    ),
+}
+
+
+def recognise(content: Content, network: nn.Module) -> bool:
+    if any(name.startswith(UNUSED) for name in content.tensors):
+        return True
+    return has_names(content, network, NAMES) and not {"fc.weight", "linear.weight"} <= content.tensors.keys()
+
+
+def read(content: Content, network: nn.Module) -> Content:
+    tensors = {name: tensor for name, tensor in content.tensors.items() if not name.startswith(UNUSED)}
+    ours = renamed(replace(content, tensors=tensors), network, NAMES)
+    # Its names of other networks mean ours of another: it calls resnet18_cifar resnet18.
+    return replace(ours, arch=ours.arch or ALIASES.get(content.arch))

@@ -1,0 +1,31 @@
+"""What the graph of a network says about its channels, and changes of structure that keep the network's function.
+
+Nothing here knows a pruning method or one of our networks: only layers of `torch.nn`, read from the traced network.
+"""
+
+from structure.capture import evaluating, layer_inputs
+from structure.constants import Constant, constant_inputs
+from structure.graph import SUM, Graph, Space, norms_after_convolutions
+from structure.merging import fuse_batch_norm, fuse_pointwise
+from structure.permutation import permute
+from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
+
+__all__ = [
+    "SUM",
+    "Constant",
+    "Graph",
+    "Space",
+    "constant_inputs",
+    "evaluating",
+    "fuse_batch_norm",
+    "fuse_pointwise",
+    "layer_inputs",
+    "living_channels",
+    "narrow",
+    "norms_after_convolutions",
+    "permute",
+    "remove_branches",
+    "shrink",
+    "slice_channels",
+    "widths",
+]

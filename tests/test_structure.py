@@ -1,0 +1,165 @@
+"""The graph's channel spaces, merging, the inputs of layers; that looking at a network leaves it as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from structure import (
+    Graph,
+    constant_inputs,
+    evaluating,
+    fuse_batch_norm,
+    fuse_pointwise,
+    layer_inputs,
+    norms_after_convolutions,
+)
+from structure.slicing import replace
+from utils.count import count
+
+
+def modes(network: nn.Module) -> list[bool]:
+    return [module.training for module in network.modules()]
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, works in place on what it read, and cannot be traced if `limit` is set."""
+
+    def __init__(self, limit: float | None = None):
+        super().__init__()
+        self.conv, self.limit = nn.Conv2d(3, 3, 1), limit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(self.conv(x))
+        if self.limit is not None and x.sum() > self.limit:
+            y = -y
+        x.zero_()
+        return y
+
+
+# --- modes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "look", [Graph, lambda n: constant_inputs(Graph(n)), lambda n: count(n, torch.zeros(1, 3, 32, 32))]
+)
+def test_looking_at_a_network_leaves_each_module_its_mode(look):
+    """A frozen batch norm stays frozen and the rest in training, where a plain `train()` afterwards would not do."""
+    network = models.create_model("resnet20", 10).train()
+    network.bn1.eval()
+    before, statistics = modes(network), network.layer1[0].bn1.running_mean.clone()
+    look(network)
+    assert modes(network) == before
+    assert torch.equal(network.layer1[0].bn1.running_mean, statistics)
+
+
+def test_modes_come_back_after_an_error():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    with pytest.raises(RuntimeError, match="channels"), evaluating(network):
+        assert not any(modes(network))
+        network(torch.zeros(1, 2, 4, 4))
+    assert all(modes(network))
+
+
+def test_a_network_is_traced_as_it_evaluates():
+    """A branch for training only (stochastic depth, auxiliary heads) would fix channels, or hide layers."""
+
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x * torch.bernoulli(torch.rand_like(x)) if self.training else x)
+
+    network = Dropping().train()
+    assert Graph(network).output["first"].fixed == set()
+
+
+# --- norms and merging ------------------------------------------------------------------------------------------------
+
+
+def test_norms_after_convolutions():
+    network = models.create_model("mobilenet_v2", 10)
+    norms = norms_after_convolutions(network)
+    assert norms["features.0.1"] == "features.0.0"
+    assert norms["features.2.conv.4"] == "features.2.conv.3", "depthwise convolutions count, too"
+    assert len(norms) == sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert norms_after_convolutions(Twice(limit=0.0)) == {}, "it cannot be traced"
+    assert "bn1" not in norms_after_convolutions(models.create_model("wrn_28_1", 10)), "another layer reads its input"
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("groups", "diagonal"), [(1, False), (1, True), (4, False)])
+def test_merging_keeps_the_function(affine: bool, bias: bool, groups: int, diagonal: bool):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1, groups=groups, bias=bias).double().eval()
+    norm = nn.BatchNorm2d(4, affine=affine).double().eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    behind = nn.Conv2d(4, 4, 1, groups=4, bias=False) if diagonal or groups > 1 else nn.Conv2d(4, 6, 1, bias=False)
+    behind.double()
+    images = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    merged = fuse_batch_norm(layer.weight, layer.bias, norm.state_dict(), norm.eps)
+    with torch.no_grad():
+        torch.testing.assert_close(nn.functional.conv2d(images, *merged, 1, 1, 1, groups), norm(layer(images)))
+        merged = fuse_pointwise(*merged, behind.weight.flatten(1))
+        torch.testing.assert_close(nn.functional.conv2d(images, *merged, 1, 1, 1, groups), behind(norm(layer(images))))
+    assert {tensor.dtype for tensor in merged} == {torch.float64}
+
+
+def test_grouped_convolutions_keep_their_groups_when_replaced():
+    """Groups would become channels if every layer of several groups passed for a depthwise one."""
+    grouped, depthwise = nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=8)
+    replace(grouped, {"weight": grouped.weight[:4, :1], "bias": grouped.bias[:4]})
+    replace(depthwise, {"weight": depthwise.weight[:5], "bias": depthwise.bias[:5]})
+    assert (grouped.in_channels, grouped.out_channels, grouped.groups) == (4, 4, 4)
+    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (5, 5, 5)
+    assert grouped(torch.zeros(1, 4, 3, 3)).shape == (1, 4, 1, 1)
+    assert depthwise(torch.zeros(1, 5, 3, 3)).shape == (1, 5, 1, 1)
+
+
+# --- the inputs of layers ---------------------------------------------------------------------------------------------
+
+
+def test_layer_inputs_are_what_the_layers_read():
+    network = models.create_model("resnet20", 10).train()
+    batches = [torch.randn(n, 3, 32, 32) for n in (2, 3)]
+    seen = list(layer_inputs(network, ["conv1", "bn1", "linear"], iter(batches)))
+    assert all(modes(network))
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    for images, inputs in zip(batches, seen, strict=True):
+        assert inputs.keys() == {"conv1", "bn1", "linear"}
+        assert torch.equal(inputs["conv1"][0], images)
+        with torch.no_grad(), evaluating(network):
+            assert torch.equal(inputs["bn1"][0], network.conv1(images))
+            assert torch.equal(network.linear(inputs["linear"][0]), network(images))
+
+
+def test_layer_inputs_of_every_call_before_they_are_overwritten():
+    network, images = Twice(), torch.randn(2, 3, 4, 4)
+    expected = [images.clone(), network.conv(images)]
+    [inputs] = layer_inputs(network, ["conv"], [images])
+    assert all(torch.equal(*pair) for pair in zip(inputs["conv"], expected, strict=True))
+    assert not inputs["conv"][1].requires_grad
+
+
+def test_layer_inputs_takes_one_batch_at_a_time_and_keeps_only_what_is_asked():
+    taken = []
+
+    def batches():
+        for number in range(3):
+            taken.append(number)
+            yield torch.ones(1, 3, 4, 4)
+
+    rounds = layer_inputs(Twice(), ["conv"], batches(), keep=lambda x: float(x.sum()))
+    assert taken == []
+    assert next(rounds)["conv"][0] == 48
+    assert taken == [0]
+    with pytest.raises(ValueError, match=r"^fc: Twice has no such layer$"):
+        layer_inputs(Twice(), ["fc"], batches())
