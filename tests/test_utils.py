@@ -11,7 +11,6 @@ from torch import nn
 
 import models
 from utils import report
-from utils.average import Average
 from utils.callbacks import Record
 from utils.count import count, totals
 from utils.files import atomic, save_checkpoint, sweep
@@ -159,18 +158,6 @@ def test_meter_counts_by_hand():
     meter.add(torch.tensor(2.0), logits, torch.tensor([0, 1, 9, 9]))
     meter.add(torch.tensor(1.0), logits[:1], torch.tensor([0]))
     assert meter.result(Ranks()) == {"loss": pytest.approx(1.8), "top1": 60.0, "top5": 60.0}
-
-
-def test_average_by_hand_and_swapped():
-    network = nn.BatchNorm1d(1)
-    average = Average(network, 0.75)
-    with torch.no_grad():
-        network.weight.fill_(5.0)
-        network.running_mean.fill_(4.0)
-    average.update()
-    with average.in_place():
-        assert (network.weight.item(), network.running_mean.item()) == (2.0, 1.0)  # 0.75 * 1 + 0.25 * 5
-    assert (network.weight.item(), network.running_mean.item()) == (5.0, 4.0)
 
 
 def test_distillation_is_nothing_between_equals_and_pulls_otherwise():
