@@ -7,7 +7,7 @@ their numbers in the CPU's memory, and as on a GPU
 - make the host wait where it asks for a value or copies without need: noted in `gpu.waits`, by the place in our code;
 - are computed by operators, each of which has to be launched: counted in `gpu.operators`.
 
-A copy to the CPU that was not waited for holds NaN until an event or another wait lets it arrive.
+A copy to the CPU that was not waited for holds NaN (integers: -1) until an event or another wait lets it arrive.
 """
 
 import collections
@@ -182,8 +182,9 @@ class PretendedGPU(TorchFunctionMode):
         if not non_blocking:
             self.wait("copy from the GPU")
             return numbers
-        self.arriving.append((torch.full_like(numbers, torch.nan), numbers))
-        return self.arriving[-1][0]
+        copy = torch.full_like(numbers, torch.nan if numbers.is_floating_point() else -1)
+        self.arriving.append((copy, numbers))
+        return copy
 
 
 class Event:

@@ -172,19 +172,3 @@ def test_a_checkpoint_with_an_average_fits_no_run_without_and_the_reverse():
     for run, other in ((with_average, without), (without, with_average)):
         with pytest.raises(ValueError, match="--resume: the checkpoint was made with another --ema"):
             run.load_state_dict(other.state_dict())
-
-
-def test_the_speed_of_training_leaves_evaluation_out():
-    """An evaluation of a second must not show in the images a second of either epoch."""
-    import time
-
-    class Slow(Callback):
-        def after_epoch(self, run: Run, results: dict) -> None:
-            time.sleep(1.0)
-            self.speeds = [*getattr(self, "speeds", []), results["train"]["images_per_second"]]
-
-    run, _ = run_of("dense")
-    slow = Slow()
-    fit(run, [slow])
-    assert len(slow.speeds) == 2
-    assert min(slow.speeds) > 6 * 16 / 0.9

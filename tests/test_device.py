@@ -17,7 +17,7 @@ from utils import ranks as joining
 from utils.export import export_onnx
 from utils.loss import Loss
 from utils.ranks import Ranks
-from utils.run import Run, compiled
+from utils.run import Run, compiled, evaluate
 
 # Where the host waits for the GPU within a step -> why it may.
 DECLARED = {
@@ -102,6 +102,21 @@ def test_a_loss_that_is_not_finite_is_seen_a_step_later():
         steps(run, gpu, 1)
         with pytest.raises(ValueError, match="the loss of iteration 1 is"):
             steps(run, gpu, 1)
+
+
+def test_an_evaluation_waits_as_often_for_ten_batches_as_for_one():
+    """Only the epoch's indices are sent to the GPU, and the sums read from it."""
+    waits = []
+    with PretendedGPU() as gpu:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).to(DEVICE)
+        for limit in (1, 10):
+            loader = pictures()
+            loader.train, loader.limit = False, limit
+            gpu.reset()
+            evaluate(network, loader)
+            waits.append(dict(gpu.waits))
+    assert waits[0] == waits[1]
+    assert sum(waits[0].values()) == 4
 
 
 class Layer(nn.Linear):
