@@ -88,7 +88,7 @@ def prune(options: Options, argv: list[str], network: nn.Module, method, train, 
         fit(run, [callbacks.Evaluate(val), *told, save])
         save.write(run, "last.pt")
 
-    run.keep_average()
+    network = run.kept_network()
     images = next(iter(val))[0][:8]
     kept = pruning.finish(method, network, images)
     if options.shrink:
@@ -188,10 +188,11 @@ def load_and_attach(
 
 def resumable(options: Options, screen: Console) -> dict | None:
     """The state to go on from, if one is asked for and there."""
-    if not options.resume:
-        return None
     last = options.job_dir / "checkpoint" / "last.pt"
-    if options.resume != "last":
+    again = ranks.restarted() and last.exists()  # whatever the processes that died had begun with
+    if not (options.resume or again):
+        return None
+    if options.resume != "last" and not again:
         last = Path(options.resume)
     elif not last.exists():
         screen.print(f"--resume: no {last}; starting")

@@ -27,7 +27,7 @@ class DaliLoader(Loader):
         self._device = "cpu" if device.type == "cpu" else f"gpu:{device.index or 0}"
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        with ThreadPoolExecutor(1) as background:
+        with ThreadPoolExecutor(1, initializer=self._enter) as background:
             started = deque()
             for numbers in plan:
                 started.append(background.submit(self._batch, numbers.tolist()))
@@ -36,12 +36,18 @@ class DaliLoader(Loader):
             while started:
                 yield started.popleft().result()
 
+    def _enter(self) -> None:
+        """Called in the background thread: every thread begins on GPU 0, and DALI works on the thread's GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def _batch(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
         """DALI gives up a whole batch for one bad picture: find it, then try again."""
         while True:
             try:
                 images = self._dali.as_tensor(self._cut(numbers)).torch().permute(0, 3, 1, 2)
-                return images, torch.tensor([self.samples[number][1] for number in numbers])
+                labels = torch.tensor([self.samples[number][1] for number in numbers])
+                return images, labels.pin_memory() if self.device.type == "cuda" else labels
             except RuntimeError as error:
                 before = [self.samples[number] for number in numbers]
                 for number in numbers:

@@ -60,7 +60,7 @@ class Loader:
         return torch.randperm(self.count, generator=self.generator()) if self.train else torch.arange(self.count)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 images (B, 3, H, W) and labels for each tensor of picture numbers in `plan`."""
+        """uint8 images (B, 3, H, W) and labels for each tensor of picture numbers in `plan`, as `_order` gives them."""
         raise NotImplementedError
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -91,14 +91,16 @@ class ResidentLoader(Loader):
         self.images = torch.nn.functional.pad(images, (0, 0, *[self.pad] * 4)).to(device)
         self.labels = labels.to(device)
 
+    def _order(self) -> Tensor:
+        return super()._order().to(self.device)
+
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = self.generator()
-        corner = torch.randint(2 * self.pad + 1, (self.count, 2), generator=generator)
-        mirrored = torch.rand(self.count, generator=generator) < 0.5 * self.flip
-        line = torch.arange(self.size)
+        generator = self.generator()  # the chances go to the device once an epoch: a copy a batch would make it wait
+        corner = torch.randint(2 * self.pad + 1, (self.count, 2), generator=generator).to(self.device)
+        mirrored = (torch.rand(self.count, generator=generator) < 0.5 * self.flip).to(self.device)
+        line = torch.arange(self.size, device=self.device)
         for numbers in plan:
-            rows, columns = (corner[numbers, axis, None] + line for axis in (0, 1))  # (B, size) each
+            rows, columns = corner[numbers].T[:, :, None] + line  # (B, size) each
             columns = torch.where(mirrored[numbers, None], columns.flip(1), columns)
-            index = (numbers[:, None, None], rows[:, :, None], columns[:, None, :])
-            images = self.images[tuple(i.to(self.device) for i in index)]  # (B, size, size, 3)
-            yield images.permute(0, 3, 1, 2), self.labels[numbers.to(self.device)]
+            images = self.images[numbers[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, size, size, 3)
+            yield images.permute(0, 3, 1, 2), self.labels[numbers]

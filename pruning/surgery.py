@@ -20,10 +20,14 @@ def gather_blocks(network: nn.Module, lengths: dict[str, int]) -> dict[str, str]
         layer name -> why its blocks could not be made consecutive.
     """
     layers = dict(network.named_modules())
-    scattered = {name: N for name, N in lengths.items() if not blocks_intact(layers[name].weight, N)}
-    refused = permute(network, {name: gathering_order(layers[name].weight.cpu(), N) for name, N in scattered.items()})
+
+    def scattered() -> list[str]:
+        return [name for name, N in lengths.items() if not blocks_intact(layers[name].weight.cpu(), N)]
+
+    orders = {name: gathering_order(layers[name].weight.cpu(), lengths[name]) for name in scattered()}
+    refused = permute(network, orders)
     # A plain layer whose channels are multiplied with sorted ones (squeeze-excite) must follow their order.
-    followers = {name for name, N in lengths.items() if not blocks_intact(layers[name].weight, N)} - refused.keys()
+    followers = set(scattered()) - refused.keys()
     return refused | dict.fromkeys(followers, "the order of the channels it scales")
 
 

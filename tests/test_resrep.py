@@ -467,7 +467,7 @@ def test_a_network_of_others_is_pruned_and_exported(tmp_path):
     run = training_run(network, method)
     fit(run, [])
     total = method.costs.total
-    run.keep_average()
+    network = run.kept_network()
     kept = pruning.finish(method, network, images(32))
     macs = sum(cost.macs for cost in count(network, images(32)[:1]).values())
     assert 0.5 < macs / total <= 0.6

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,16 @@ import torch
 from torch import nn
 
 import models
+import pruning
+from data.loader import ResidentLoader
 from utils import report
-from utils.average import Average
-from utils.callbacks import Record
+from utils.callbacks import Callback, Record
 from utils.count import count, totals
 from utils.files import atomic, save_checkpoint, sweep
 from utils.loss import Loss
 from utils.options import MARK, Options, parse, parser, table
 from utils.ranks import Ranks
-from utils.run import Meter, learning_rate
+from utils.run import Meter, Run, fit, learning_rate
 
 # Freezing the command line: a flag is added on purpose.
 FLAGS = """
@@ -161,18 +163,6 @@ def test_meter_counts_by_hand():
     assert meter.result(Ranks()) == {"loss": pytest.approx(1.8), "top1": 60.0, "top5": 60.0}
 
 
-def test_average_by_hand_and_swapped():
-    network = nn.BatchNorm1d(1)
-    average = Average(network, 0.75)
-    with torch.no_grad():
-        network.weight.fill_(5.0)
-        network.running_mean.fill_(4.0)
-    average.update()
-    with average.in_place():
-        assert (network.weight.item(), network.running_mean.item()) == (2.0, 1.0)  # 0.75 * 1 + 0.25 * 5
-    assert (network.weight.item(), network.running_mean.item()) == (5.0, 4.0)
-
-
 def test_distillation_is_nothing_between_equals_and_pulls_otherwise():
     logits, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
     plain = Loss()(logits, labels, logits)
@@ -234,3 +224,23 @@ def test_report_tells_accuracy_costs_and_latency(tmp_path):
 
 def test_job_dir_is_a_path():
     assert isinstance(parse(["--job_dir", "here"]).job_dir, Path)
+
+
+def test_the_speed_of_training_leaves_evaluation_out(monkeypatch):
+    """A callback that takes an hour shows neither in its own epoch nor in the next one."""
+    late = [0.0]
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+
+    class Slow(Callback):
+        def after_epoch(self, run: Run, results: dict) -> None:
+            late[0] += 3600
+            speeds.append(results["train"]["images_per_second"])
+
+    speeds = []
+    images, labels = torch.randint(256, (8, 4, 4, 3), dtype=torch.uint8), torch.arange(8) % 2
+    loader = ResidentLoader(images, labels, ["a", "b"], 4, True, 0, torch.device("cpu"))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    fit(Run(network, pruning.create_method("dense"), loader, Loss(), 2, lambda *_: 0.1, torch.optim.SGD), [Slow()])
+    assert len(speeds) == 2
+    assert min(speeds) > 8 / 60

@@ -1,48 +1,45 @@
 """An exponential moving average of a network's weights, to evaluate and to keep instead of the last ones."""
 
-import contextlib
-from collections.abc import Iterator
+import copy
 
 import torch
 from torch import Tensor, nn
 
 
-class Average:
-    """`average = decay * average + (1 - decay) * network` after every update, of parameters and batch-norm statistics.
+def statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of all batch norms."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
 
-    Masks and other buffers that are not statistics are the network's own and not averaged.
+
+class Average:
+    """A copy of `network` with averaged weights: `average = d * average + (1 - d) * network` after every update.
+
+    Parameters and batch-norm statistics are averaged. Other buffers (masks, counters) are no quantities of which a mean
+    makes sense: the copy takes the network's as they are. The network itself is only read. Parameters that share memory
+    there (scores with weights) have memory of their own here, and equal values still.
+
+    After n updates the decay d is min(decay, (1 + n) / (10 + n)), so that the average of a short run does not stay near
+    the initial weights. This is the rule of TensorFlow's `tf.train.ExponentialMovingAverage` with `num_updates`.
     """
 
     def __init__(self, network: nn.Module, decay: float):
-        self.network, self.decay = network, decay
-        self.tensors = [tensor.detach().clone() for tensor in self._live()]
-
-    def _live(self) -> list[Tensor]:
-        statistics = [buffer for name, buffer in self.network.named_buffers() if "running_" in name]
-        return [*self.network.parameters(), *statistics]
+        self.live, self.decay = network, decay
+        self.copy = copy.deepcopy(network).requires_grad_(False)
+        # Listed once: walking over the modules takes longer than updating a small network.
+        self.averages, self.values = ([*part.parameters(), *statistics(part)] for part in (self.copy, network))
 
     @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(self.tensors, self._live(), 1 - self.decay)
+    def update(self, updates: int) -> None:
+        """Take in the weights after that many updates, 1 or more."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(self.averages, self.values, 1 - decay)
 
     @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the network's weights with the average; twice is nothing."""
-        for mine, live in zip(self.tensors, self._live(), strict=True):
-            kept = live.clone()
-            live.copy_(mine)
-            mine.copy_(kept)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights inside the block."""
-        self.swap()
-        try:
-            yield
-        finally:
-            self.swap()
-
-    @torch.no_grad()
-    def load(self, tensors: list[Tensor]) -> None:
-        for mine, saved in zip(self.tensors, tensors, strict=True):
-            mine.copy_(saved)
+    def network(self) -> nn.Module:
+        """The copy as it stands; its masks and counters are the network's of this moment."""
+        averages = set(map(id, self.averages))
+        for mine, theirs in zip(self.copy.buffers(), self.live.buffers(), strict=True):
+            if id(mine) not in averages:
+                mine.copy_(theirs)
+        return self.copy

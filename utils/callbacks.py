@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from utils.average import statistics
 from utils.files import save_checkpoint, save_text
 from utils.run import Run, evaluate
 
@@ -27,8 +28,7 @@ class Evaluate(Callback):
         self.loader = loader
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
-        with run.settled():
-            results["val"] = evaluate(run.network, self.loader, run.ranks)
+        results["val"] = evaluate(run.kept_network(), self.loader, run.ranks)
 
 
 class Record(Callback):
@@ -44,21 +44,14 @@ class Record(Callback):
         old = self.path.read_text().splitlines() if epochs_done and self.path.exists() else []
         save_text(self.path, "".join(f"{line}\n" for line in old if _epoch(line) <= epochs_done))
         self.writer = SummaryWriter(str(job_dir / "tensorboard"), purge_step=epochs_done + 1)
-        self.since, self.images = time.perf_counter(), 0
         if not epochs_done:
             for stage, figures in before.items():
                 self.write(0, stage, figures)
 
-    def after_step(self, run: Run) -> None:
-        self.images += run.loader.batch_size * run.batches_per_step
-
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
-        rate = run.optimizers[0].param_groups[0]["lr"]
-        results["train"] |= {"lr": rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
-        results["train"] |= run.method.figures(run.network)
+        results["train"] |= {"lr": run.optimizers[0].param_groups[0]["lr"], **run.method.figures(run.network)}
         for split, figures in results.items():
             self.write(run.epoch, split, figures)
-        self.since, self.images = time.perf_counter(), 0
 
     def write(self, epoch: int, split: str, figures: dict[str, float]) -> None:
         with self.path.open("a") as file:
@@ -78,6 +71,7 @@ def _epoch(line: str) -> float:
 class Save(Callback):
     """Writes `last.pt` after every epoch, `best.pt` when top-1 rises, and `last.pt` when told to stop, then exits.
 
+    Both hold the weights to keep and all that a resumed run needs.
     While it is entered, SIGTERM and SIGINT end the run after the step at hand, with status 143 and 130.
     """
 
@@ -104,13 +98,14 @@ class Save(Callback):
         is_best = results["val"]["top1"] > run.best
         run.best = max(run.best, results["val"]["top1"])
         if is_best:
-            with run.settled():
-                self.write(run, "best.pt")
+            self.write(run, "best.pt")
         self.write(run, "last.pt")
         self._stop_if_told(run, saved=True)
 
     def write(self, run: Run, name: str) -> None:
-        run.ranks.check_same([*run.network.parameters()], "weights")
+        own = set(map(id, statistics(run.network)))  # every process gathers those from its own pictures
+        tensors = [*run.network.parameters(), *run.network.buffers()]
+        run.ranks.check_same([tensor for tensor in tensors if id(tensor) not in own], "weights and masks")
         if run.ranks.first:
             save_checkpoint(self.folder / name, self.facts | {"epoch": run.epoch} | run.state_dict())
 
@@ -130,7 +125,7 @@ class Show(Callback):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         rate = TextColumn("{task.fields[rate]}")
         self.bar = Progress(*columns, rate, console=console, disable=not console.is_terminal)
-        self.task = None
+        self.task = self.since = None
 
     def __enter__(self) -> "Show":
         self.bar.start()
@@ -142,8 +137,9 @@ class Show(Callback):
     def after_step(self, run: Run) -> None:
         steps = len(run.loader) // run.batches_per_step
         if self.task is None:
-            self.since, self.first = time.perf_counter(), run.iteration
             self.task = self.bar.add_task("", total=steps * run.epochs, completed=run.iteration, rate="")
+        if self.since is None:  # the first step of an epoch: evaluation is over
+            self.since, self.first = time.perf_counter(), run.iteration
         elif self.console.is_terminal:
             images = (run.iteration - self.first) * run.loader.batch_size * run.batches_per_step
             rate = f"{images / (time.perf_counter() - self.since):.0f} images/s"
@@ -151,6 +147,7 @@ class Show(Callback):
             self.bar.update(self.task, completed=run.iteration, description=where, rate=rate)
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
+        self.since = None
         train, val = results["train"], results["val"]
         self.console.print(
             f"epoch {run.epoch}/{run.epochs}  lr {train['lr']:.2e}  train loss {train['loss']:.3f} "

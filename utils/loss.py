@@ -22,8 +22,9 @@ class Loss:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self.teacher is None:
             return loss
-        with torch.no_grad():
-            wanted = (self.teacher(images) / self.temperature).log_softmax(1)
+        with torch.inference_mode():
+            wanted = (self.teacher(images).float() / self.temperature).log_softmax(1)
+        wanted = wanted.clone()  # autograd does not take tensors of inference mode
         ours = (logits / self.temperature).log_softmax(1)
         imitation = F.kl_div(ours, wanted, reduction="batchmean", log_target=True)
         return (1 - self.share) * loss + self.share * self.temperature**2 * imitation

@@ -11,12 +11,17 @@ PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "apache-tvm"
 
 
 def pick_device(gpu: int):
-    """The torch device, and the line that says so."""
+    """The torch device, and the line that says so. A GPU becomes the one that this process uses by default.
+
+    There, cuDNN tries its algorithms for each convolution and takes the fastest: shapes stay the same in training.
+    """
     import torch  # here, so that compiling needs none
 
     if torch.cuda.is_available():
         if gpu >= torch.cuda.device_count():
             raise ValueError(f"--gpus {gpu}: this machine has {torch.cuda.device_count()}")
+        torch.cuda.set_device(gpu)  # streams and events are the current device's
+        torch.backends.cudnn.benchmark = True
         return torch.device("cuda", gpu), f"device: GPU {gpu}, {torch.cuda.get_device_name(gpu)}"
     return torch.device("cpu"), f"device: CPU, {torch.get_num_threads()} threads (no GPU found)"
 

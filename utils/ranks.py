@@ -24,17 +24,28 @@ class Ranks:
         """The one that writes files and talks."""
         return self.rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process holds what is exchanged."""
+        return torch.device("cuda", self.local) if dist.get_backend() == "nccl" else torch.device("cpu")
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
+    def share(self, tensors: list[Tensor]) -> None:
+        """All processes take over the values of the first, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def highest(self, number: int) -> int:
         """The highest of all processes' numbers."""
         if self.world == 1:
             return number
-        tensor = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        tensor = torch.tensor(number, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
@@ -47,7 +58,7 @@ class Ranks:
             flat = tensor.detach().flatten().double().cpu()
             places = torch.arange(1, len(flat) + 1, dtype=torch.float64)
             digest[2 * number], digest[2 * number + 1] = flat.sum(), flat @ places
-        digest = digest.to(tensors[0].device) if tensors else digest
+        digest = digest.to(self.device)
         lowest, highest = digest.clone(), digest.clone()
         dist.all_reduce(lowest, dist.ReduceOp.MIN)
         dist.all_reduce(highest, dist.ReduceOp.MAX)
@@ -59,15 +70,30 @@ def started() -> bool:
     return "RANK" in os.environ
 
 
+def restarted() -> bool:
+    """Has torchrun started the processes anew, since one of them died?"""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextlib.contextmanager
 def join() -> Iterator[Ranks]:
-    """Join the processes that torchrun started, if it did, for the time of the block."""
+    """Join the processes that torchrun started, if it did, for the time of the block.
+
+    Raises:
+        ValueError: there are more of them than GPUs.
+    """
     if not started():
         yield Ranks()
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    here = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        if here.local >= torch.cuda.device_count():
+            raise ValueError(f"process {here.local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(here.local)  # else all of them exchange through the first GPU
+    dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
-        yield Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        yield here
         dist.barrier()  # the first still writes; gloo aborts a process that leaves before it
     finally:
         dist.destroy_process_group()
@@ -77,7 +103,17 @@ def start(script: str, argv: list[str], gpus: list[int]) -> None:
     """Become torchrun with one process for each of `gpus`; does not return.
 
     A process that dies takes the others down, and all start again from the last checkpoint, thrice at most.
+
+    Args:
+        gpus: numbers among the GPUs that this process sees: CUDA_VISIBLE_DEVICES may show it some of the machine's.
+
+    Raises:
+        ValueError: there is no GPU of such a number.
     """
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = visible if visible[0] else [str(number) for number in range(torch.cuda.device_count())]
+    if max(gpus) >= len(visible):
+        raise ValueError(f"--gpus {max(gpus)}: there are {len(visible)}, numbered from 0")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(visible[number] for number in gpus)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts", "3"]
-    os.execve(sys.executable, [*torchrun, "--nproc_per_node", str(len(gpus)), script, *argv, "--resume"], environment)
+    os.execve(sys.executable, [*torchrun, "--nproc_per_node", str(len(gpus)), script, *argv], environment)

@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.average import Average
+from utils.average import Average, statistics
 from utils.ranks import Ranks
 
 # Policy -> share of the peak rate in an epoch. As 1xN has it, only the warm-up is finer than epochs; ResRep's cosine
@@ -46,7 +47,7 @@ class Meter:
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         count = len(labels)
-        self.sums += torch.stack([loss * count, hits[:, 0].sum(), hits.sum(), loss.new_tensor(count)]).double()
+        self.sums += torch.stack([loss * count, hits[:, 0].sum(), hits.sum(), loss.new_full((), count)]).double()
 
     def result(self, ranks: Ranks) -> dict[str, float]:
         """Mean loss, top-1 and top-5 in per cent, over the pictures of all processes."""
@@ -65,7 +66,7 @@ class Run:
         ranks: the processes that share every batch.
         accumulate: batches whose mean gradient makes one update.
         amp: compute in bfloat16 where that is safe.
-        ema: decay of an average of the weights, which is evaluated and kept instead of the last ones.
+        ema: decay of an average of the weights (`Average`), which is evaluated and kept instead of the last ones.
         compile: by torch.compile.
     """
 
@@ -87,16 +88,26 @@ class Run:
         self.network, self.method, self.loader, self.loss = network, method, loader, loss
         self.epochs, self.rate, self.amp = epochs, rate, amp
         self.ranks = ranks or Ranks()
-        self.batches_per_step = method.batches_per_step * accumulate
+        self.accumulate, self.batches_per_step = accumulate, method.batches_per_step * accumulate
         self.optimizers = method.optimizers(network, make_optimizer)
-        self.average = Average(network, ema) if ema else None
-        self.model = torch.compile(network) if compile else network  # computes what `network` does, faster
-        if self.ranks.world > 1:
-            self.model = nn.parallel.DistributedDataParallel(self.model)
+        self.average = Average(network, ema) if ema is not None else None
+        self.model = self._parallel(compiled(network, loader.device, self.ranks, accumulate) if compile else network)
         self.meter = Meter(loader.device)
         self.iteration = 0  # steps done, or the number of the one at hand
         self.best = -math.inf  # top-1 of the best evaluation
-        self._last_loss = torch.zeros(())
+        self._forwards = 0  # since the last update
+        self._last_loss = torch.zeros(())  # on the CPU, once the event has passed
+        self._arrived = torch.cuda.Event() if loader.device.type == "cuda" else None
+
+    def _parallel(self, model: nn.Module) -> nn.Module:
+        """`model` with its gradients averaged over all processes.
+
+        Buffers are not sent along with every batch: masks follow from the weights, and are the same in all processes;
+        batch-norm statistics are not, and are shared before they are used (`kept_network`).
+        """
+        if self.ranks.world == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
     @property
     def epoch(self) -> int:
@@ -109,23 +120,38 @@ class Run:
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch; its figures go into the meter."""
-        with torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(images)
-        logits = logits.float()
-        loss = self.loss(logits, labels, images)
-        self._last_loss = loss.detach()
-        self.meter.add(self._last_loss, logits.detach(), labels)
+        self._forwards += 1
+        with self._exchange(), torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
+            logits = self.model(images).float()
+            loss = self.loss(logits, labels, images)  # here, since a teacher computes under autocast, too
+        self.meter.add(loss.detach(), logits.detach(), labels)
+        self._last_loss = loss.detach().to("cpu", non_blocking=True)
+        if self._arrived:
+            self._arrived.record()
         return loss
+
+    def _exchange(self) -> contextlib.AbstractContextManager:
+        """The gradients of a forward pass in this context are averaged over the processes if an update may follow.
+
+        That is so from the last of the accumulated batches on. Before, every process adds up its own.
+        """
+        wait = self.ranks.world > 1 and self._forwards < self.accumulate
+        return self.model.no_sync() if wait else contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def update(self, *optimizers: torch.optim.Optimizer) -> None:
-        """A step of `optimizers`, by default all; gradients are gone then, those of the others too."""
+        """A step of `optimizers`, by default all; gradients are gone then, those of the others too.
+
+        At least `accumulate` forward passes come before: the last of them makes the gradients those of all processes.
+        """
+        assert self.ranks.world == 1 or self._forwards >= self.accumulate, "an update by gradients of one process"
         for optimizer in optimizers or self.optimizers:
             optimizer.step()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        self._forwards = 0
 
     def step(self, *batches: tuple[Tensor, Tensor]) -> None:
         self.network.train()
@@ -137,24 +163,26 @@ class Run:
         self.iteration += 1
         self.method.step(self, *batches)
         if self.average:
-            self.average.update()
+            self.average.update(self.iteration)
 
-    @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
-        """In this block the network has the weights to evaluate and to keep, and they obey the method."""
-        with self.average.in_place() if self.average else contextlib.nullcontext():
-            self.method.settle(self.network)
-            yield
-        if self.average:
-            self.method.settle(self.network)  # masks may follow the weights
+    def kept_network(self) -> nn.Module:
+        """The network to evaluate and to keep, which obeys the method: the live one, or the average beside it.
 
-    def keep_average(self) -> None:
-        """Training is over: the network takes the weights to keep for good."""
+        All processes call this. Each has gathered batch-norm statistics from its own pictures; those of the first
+        process count, so that a run resumed from its checkpoint goes on as if it had not stopped.
+        """
+        self.method.settle(self.network)  # with an average, too, so that having one does not change the training
+        kept = self.network
         if self.average:
-            self.average.swap()
-        self.method.settle(self.network)
+            kept = self.average.network()
+            self.method.settle(kept)
+        self.ranks.share(statistics(kept))
+        return kept
 
     def check_finite(self) -> None:
+        """Raise ValueError if the loss of the last forward pass is not a finite number."""
+        if self._arrived:
+            self._arrived.synchronize()
         if not math.isfinite(self._last_loss):
             raise ValueError(
                 f"the loss of iteration {self.iteration} is {float(self._last_loss)}: stopped; "
@@ -162,32 +190,36 @@ class Run:
             )
 
     def state_dict(self) -> dict:
+        """All that a resumed run needs. `state_dict` in it is of the network to keep; `live` is of the one in training,
+        where that is another one."""
         self.check_finite()
         rng = {"cpu": torch.get_rng_state()}
         if self.loader.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.loader.device)
         return {
-            "state_dict": self.network.state_dict(),
+            "state_dict": (self.average.network() if self.average else self.network).state_dict(),
+            "live": self.network.state_dict() if self.average else None,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "loader": self.loader.state_dict(),
             "iteration": self.iteration,
             "best": self.best,
             "meter": self.meter.sums.tolist(),
-            "average": self.average.tensors if self.average else None,
             "rng": rng,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state` was taken. Raises ValueError if it is not of this kind of run."""
+        if bool(state.get("live")) != bool(self.average):
+            raise ValueError("--resume: the checkpoint was made with another --ema")
         try:
-            self.network.load_state_dict(state["state_dict"])
+            self.network.load_state_dict(state["live" if self.average else "state_dict"])
+            if self.average:
+                self.average.copy.load_state_dict(state["state_dict"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.loader.load_state_dict(state["loader"])
             self.iteration, self.best = state["iteration"], state["best"]
             self.meter.sums.copy_(torch.tensor(state["meter"], dtype=torch.float64))
-            if self.average:
-                self.average.load(state["average"])
             torch.set_rng_state(state["rng"]["cpu"])
             if "cuda" in state["rng"] and self.loader.device.type == "cuda":
                 torch.cuda.set_rng_state(state["rng"]["cuda"], self.loader.device)
@@ -195,10 +227,21 @@ class Run:
             raise ValueError(f"--resume: not a checkpoint of this run ({' '.join(str(error).split())[:200]})") from None
 
 
+def compiled(network: nn.Module, device: torch.device, ranks: Ranks, accumulate: int) -> nn.Module:
+    """`network` by torch.compile, which on a GPU launches a whole pass as one CUDA graph, as small networks need most.
+
+    A graph's results lie in memory of its own, which the next pass overwrites: a step by one batch, and BiP's two steps
+    in turn, have used their gradients up by then. Gradients that several batches add up have not, and those that are
+    exchanged between processes are not known to: there, kernels are launched one by one.
+    """
+    graphs = device.type == "cuda" and ranks.world == accumulate == 1
+    return torch.compile(network, mode="reduce-overhead" if graphs else "default", dynamic=False)
+
+
 def fit(run: Run, callbacks: list) -> None:
     """Train `run` to its end. Callbacks are told `after_step(run)` and `after_epoch(run, results)`."""
     while run.epoch < run.epochs:
-        batches = []
+        began, done, batches = time.perf_counter(), run.iteration, []
         for batch in run.loader:
             batches.append(batch)
             if len(batches) < run.batches_per_step:
@@ -209,6 +252,8 @@ def fit(run: Run, callbacks: list) -> None:
                 callback.after_step(run)
         run.check_finite()
         results = {"train": run.meter.result(run.ranks)}  # callbacks add to it, and see what those before them added
+        images = (run.iteration - done) * run.batches_per_step * run.loader.batch_size
+        results["train"]["images_per_second"] = images / (time.perf_counter() - began)
         run.meter = Meter(run.loader.device)
         for callback in callbacks:
             callback.after_epoch(run, results)
