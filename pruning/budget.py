@@ -67,6 +67,9 @@ def lowest(scores: Tensor, count: int) -> Tensor:
         threshold = scores.topk(count, largest=False, sorted=False).values.max()
     else:
         threshold = scores.kthvalue(count).values
+        goes = scores <= threshold
+        if int(goes.sum()) == count:  # no equal ones are left over; a GPU is not asked, since that would make it wait
+            return goes
     below, equal = scores < threshold, scores == threshold
     return below | (equal & (equal.cumsum(0, dtype=torch.int32) <= count - below.sum()))
 

@@ -174,7 +174,8 @@ class ResRep(Method):
         """The norm (channels,) of every target channel's rows in all its compactors."""
         owned = [target.compactors(network) for target in self.targets]
         squares = iter(row_squares([compactor for compactors in owned for compactor in compactors]))
-        return [sum(next(squares) for _ in compactors).sqrt() for compactors in owned]
+        shared = [[next(squares) for _ in compactors] for compactors in owned]
+        return list(torch._foreach_sqrt([sum(rest, first) for first, *rest in shared]))
 
     def masks(self, network: nn.Module) -> list[Tensor]:
         """(channels,) of every target: 1 remember, 0 forget."""

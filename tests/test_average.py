@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import EAGER, PLAIN, run_of
 from torch import nn
 
-import data
 import pruning
 from pruning import METHODS
 from utils.average import Average
 from utils.callbacks import Callback, Evaluate, Save
-from utils.loss import Loss
 from utils.run import Run, evaluate, fit
 
 
@@ -43,42 +42,12 @@ def test_the_average_of_a_short_run_has_left_the_initial_weights():
     assert average.network().weight.item() > 0.999
 
 
-def run_of(name: str, ema: float | None = None, **options) -> tuple[Run, data.Loader]:
-    """Two epochs of six steps of a small network on digits, and the pictures to evaluate by."""
-    torch.manual_seed(0)
-    layers = [layer for i in (3, 8, 8) for layer in (nn.Conv2d(i, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())]
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-    asked = {"data_path": None, "image_size": 16, "train_batch_size": 16, "eval_batch_size": 64, "seed": 0}
-    loaders = data.create_loaders("digits", **asked, device=torch.device("cpu"), workers=0, skip_bad=False)
-    for loader in loaders:
-        loader.limit = 6
-    method = pruning.create_method(name, **options)
-    method.attach(network)
-
-    def make(parameters):
-        return torch.optim.SGD(parameters, 0.05, momentum=0.9)
-
-    return Run(network, method, loaders[0], Loss(), 2, lambda *_: 0.05, make, ema=ema), loaders[1]
-
-
-# Settings under which a run this short selects, forgets and shrinks.
-EAGER = {
-    "block_l1": {"N": 4, "schedule": "cubic", "schedule_every": 2},
-    "resrep": {"flops_target": 0.6, "before_mask_iters": 0, "mask_interval": 1, "lasso_strength": 1.0},
-    "imp": {"rounds": 2},
-    "stripe": {"schedule_end": 0.5},
-}
-BLOCKS = {"block_random": {"N": 4}}
-NOT_YET = {"resrep": pytest.mark.xfail(strict=True, reason="settles the network it was attached to, not the one given")}
-PLAIN = {nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.Identity}
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_an_average_without_memory_is_none(name: str):
     """With decay 0 the average is the network after every update: so training, evaluation and finish are the same."""
     results = []
     for ema in (None, 0.0):
-        run, val = run_of(name, ema, **EAGER.get(name, BLOCKS.get(name, {})))
+        run, val = run_of(name, ema, **EAGER.get(name, {}))
         told = []
 
         class Tell(Callback):
@@ -98,7 +67,7 @@ def test_an_average_without_memory_is_none(name: str):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *(pytest.param(name, EAGER.get(name, BLOCKS.get(name, {})), marks=NOT_YET.get(name, ())) for name in METHODS),
+        *(pytest.param(name, EAGER.get(name, {})) for name in METHODS),
         ("stripe", {"pr_unit": "macs"}),
     ],
 )

@@ -427,39 +427,9 @@ def test_networks_that_cannot_be_traced_are_refused_in_one_line():
     assert "\n" not in str(error.value)
 
 
-# --- the contract of all methods ------------------------------------------------------------------------------------
+# --- blocks become rows -----------------------------------------------------------------------------------------------
 
 NETWORKS = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "resnet50", "resnet20", "vgg16_bn")
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_attach_adds_masks_and_finish_folds_them(name: str):
-    network = filled("mobilenet_v3_small", 10)
-    keys = set(network.state_dict())
-    method = create(name, N=4, pr_target=0.5)
-    method.attach(network)
-    state = network.state_dict()
-    assert {key.rsplit(".", 1)[1] for key in state.keys() - keys} == {"mask"}
-    for key in state.keys() - keys:
-        weight = state[key.removesuffix("mask") + "weight"]
-        assert state[key].shape == weight.shape
-        assert not weight[state[key] == 0].any(), "a pruned weight is zero in every checkpoint"
-    kept = pruning.finish(method, network, images(64))
-    assert set(network.state_dict()) == keys
-    assert not masked_layers(network)
-    rates = {layer.rate for layer in kept.values()}
-    assert rates == {0.0, 0.5}
-
-
-def test_dense_is_a_method_that_does_nothing():
-    network = filled("resnet20", 10)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    method = pruning.create_method("DenseConv")
-    method.attach(network)
-    assert pruning.finish(method, network, images()) == {}
-    after = network.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
