@@ -1,6 +1,7 @@
 """ResNet for CIFAR (He et al. 2015, section 4.2). Sizes in comments are for 32 x 32 pictures."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -72,3 +73,13 @@ class ZeroPadding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.channels, self.channels))  # B, 2C, H / 2, W / 2
+
+
+resnet20 = partial(CifarResNet, repeats=3)
+resnet32 = partial(CifarResNet, repeats=5)
+resnet44 = partial(CifarResNet, repeats=7)
+resnet56 = partial(CifarResNet, repeats=9)
+resnet110 = partial(CifarResNet, repeats=18)
+resnet56_b = partial(resnet56, shortcut=projection)
+resnet110_b = partial(resnet110, shortcut=projection)
+resnet56_projection = partial(ProjectionResNet, repeats=9)

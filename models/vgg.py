@@ -39,3 +39,6 @@ def half_batch_norm(width: int) -> nn.BatchNorm2d:
     layer = nn.BatchNorm2d(width)
     nn.init.constant_(layer.weight, 0.5)
     return layer
+
+
+vgg16_bn = VGG16

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from models import ALIASES
 from models.formats.content import Content, Names, has_names, renamed
 
-# BiP's names of networks -> ours. Their classifier is called `fc` there, and `linear` here.
-ALIASES = {f"resnet{depth}s": f"resnet{depth}" for depth in (20, 32, 44, 56)}
 UNUSED = "sub_block1."  # begins the names of tensors in wide ResNets that nothing is computed with
-NAMES: dict[str, Names] = {
+NAMES: dict[str, Names] = {  # a classifier that is called `linear` here is called `fc` there, and the other way round
     **dict.fromkeys(ALIASES.values(), ("fc.weight", (("fc", "linear"),))),
     **dict.fromkeys(
         ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar"),
