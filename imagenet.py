@@ -153,7 +153,7 @@ def check_pictures(options: Options, device: torch.device, screen: Console) -> N
 
 
 def image_size(options: Options) -> int:
-    return options.image_size or data.DEFAULT_SIZE.get(options.data_set, 0)
+    return options.image_size or data.known(options.data_set).size
 
 
 def load_and_attach(
