@@ -160,7 +160,8 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
 
     torch.manual_seed(0)
     network, images = models.create_model(name, 10 if name in CIFAR else 1000), torch.randn(4, 3, size, size)
-    method = pruning.create_method("block_l1" if point.N else "dense", N=max(1, point.N), pr_target=point.rate / 100)
+    blocks = {"N": point.N, "pr_target": point.rate / 100}
+    method = pruning.create_method("block_l1", **blocks) if point.N else pruning.create_method("dense")
     method.attach(network)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

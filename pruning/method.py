@@ -23,6 +23,7 @@ class Method:
 
     batches_per_step = 1
     rounds = 1  # trainings that follow one another in a run, each under the whole schedule of the learning rate
+    needs_dense = False  # whether `calibrate` is given a copy of the dense network
 
     def __init__(self, name: str = "dense", options: NoOptions = NoOptions()):  # noqa: B008 (frozen)
         self.name, self.options = name, options
@@ -55,8 +56,8 @@ class Method:
             calibration: for methods that look at data.
         """
 
-    def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> None:
-        """Called after `attach`, on request: make good for what the mask broke, beside the `dense` network."""
+    def calibrate(self, network: nn.Module, dense: nn.Module | None, calibration: Calibration) -> None:
+        """Called after `attach`: make good for what the mask broke, beside the `dense` network (if `needs_dense`)."""
 
     def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""

@@ -203,11 +203,12 @@ class StripeOptions(Declared):
 
 @dataclass(frozen=True)
 class Row:
-    """A method: the module and class that make it, and the class of its options."""
+    """A method: the module and class that make it, what --list says of it, and the class of its options."""
 
     module: str
     name: str
-    options: type = field(default=NoOptions)
+    about: str
+    options: type[Declared] = field(default=NoOptions)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -216,18 +217,22 @@ class Row:
 
 
 METHODS = {
-    "dense": Row("method", "Method"),
-    "block_l1": Row("oneshot", "OneShot", BlockOptions),
-    "block_random": Row("oneshot", "OneShot", RandomBlockOptions),
-    "weight": Row("oneshot", "OneShot", ScoredOptions),
-    "filter": Row("oneshot", "OneShot", ScoredOptions),
-    "kernel_l1": Row("oneshot", "OneShot", ScoredOptions),
-    "kernel_random": Row("oneshot", "OneShot", RandomOptions),
-    "bip": Row("bip", "BiP", BiPOptions),
-    "hydra": Row("hydra", "Hydra", HydraOptions),
-    "imp": Row("imp", "IMP", IMPOptions),
-    "resrep": Row("resrep", "ResRep", ResRepOptions),
-    "stripe": Row("stripe", "Stripe", StripeOptions),
+    "dense": Row("method", "Method", "no pruning: training as usual"),
+    "block_l1": Row("oneshot", "OneShot", "1xN blocks of the smallest L1 norm (Lin et al. 2022)", BlockOptions),
+    "block_random": Row("oneshot", "OneShot", "1xN blocks by chance", RandomBlockOptions),
+    "weight": Row("oneshot", "OneShot", "single weights of the smallest size", ScoredOptions),
+    "filter": Row("oneshot", "OneShot", "filters of the smallest L1 norm", ScoredOptions),
+    "kernel_l1": Row("oneshot", "OneShot", "kernels of the smallest L1 norm", ScoredOptions),
+    "kernel_random": Row("oneshot", "OneShot", "kernels by chance", RandomOptions),
+    "bip": Row("bip", "BiP", "by scores that are learned in turn with the weights (Zhang et al. 2022)", BiPOptions),
+    "hydra": Row(
+        "hydra", "Hydra", "by scores that are learned beside frozen weights (Sehwag et al. 2020)", HydraOptions
+    ),
+    "imp": Row("imp", "IMP", "by size, at once or in rounds with rewinding (Frankle and Carbin 2019)", IMPOptions),
+    "resrep": Row(
+        "resrep", "ResRep", "channels that learn to vanish: a narrower network (Ding et al. 2021)", ResRepOptions
+    ),
+    "stripe": Row("stripe", "Stripe", "positions of each filter's kernel (Meng et al. 2020)", StripeOptions),
 }
 
 # The layer names of the 1xN publication, as its users type them.

@@ -26,7 +26,6 @@ from pruning.selection import UNITS, select
 from utils import callbacks
 from utils.files import save_json
 from utils.loss import Loss
-from utils.options import parse
 from utils.run import Run
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "bip.json").read_text())["resnet20s"]
@@ -488,9 +487,10 @@ def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypa
     ran = []
 
     def run(program: str, *arguments: object) -> None:
-        options = parse([str(argument) for argument in arguments])
-        ran.append((options.conv_type, options.k, options.rounds, options.seed, options.lr))
-        save_json(options.job_dir / "summary.json", {"accuracy": {"tuned": {"top1": 90 + options.k}}})
+        options = imagenet.parse([str(argument) for argument in arguments])
+        k, rounds = (getattr(options.own, name, 1) for name in ("k", "rounds"))
+        ran.append((options.conv_type, k, rounds, options.seed, options.lr))
+        save_json(options.job_dir / "summary.json", {"accuracy": {"tuned": {"top1": 90 + k}}})
 
     monkeypatch.setattr(sweep, "run", run)
     own = ["--method", "bip", "imp --rounds 2 --lr 0.2", "--k", "0.5", "0.25", "--seed", "3", "4"]
@@ -498,7 +498,7 @@ def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypa
     sweep.main()
     points = [("bip", k, 1, seed, 0.1) for k in (0.5, 0.25) for seed in (3, 4)]
     points += [("imp", k, 2, seed, 0.2) for k in (0.5, 0.25) for seed in (3, 4)]
-    assert ran == [("dense", 1.0, 1, 3, 0.1), ("dense", 1.0, 1, 4, 0.1), *points]
+    assert ran == [("dense", 1, 1, 3, 0.1), ("dense", 1, 1, 4, 0.1), *points]
     assert "| imp --rounds 2 --lr 0.2 | 0.25 | 90.25 | 90.25 | 90.25 |" in (tmp_path / "sweep.md").read_text()
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "bip_k0.25_seed4" / "summary.json").unlink()

@@ -12,9 +12,8 @@ import pytest
 import imagenet
 import models
 from configs import generate
+from jobs.prune import create_method
 from raw_data_fig4 import plot
-from utils.options import parse
-from utils.run import learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*/*.yml"))
@@ -73,42 +72,44 @@ def network(arch: str):
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in FILES])
 def test_a_recipe_is_a_run_that_can_start(path: Path):
-    options = parse(["--config", str(path)])
+    options = imagenet.parse(["--config", str(path)])
     assert str(options.job_dir) == f"experiments/{path.stem}"
-    imagenet.create_method(options).check(network(options.arch))
+    create_method(options).check(network(options.arch))
     command = path.read_text().splitlines()[0]
     assert command.startswith(f"# python imagenet.py --config {path.relative_to(ROOT)} --data_path ")
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in BLOCK_FILES])
 def test_a_recipe_of_blocks_is_what_its_name_says(path: Path):
-    options = parse(["--config", str(path)])
+    options = imagenet.parse(["--config", str(path)])
     assert path.stem.startswith(options.arch)
-    assert options.pr_target == 0.5
+    assert options.own.pr_target == 0.5
     assert ("1x" in path.stem) == (options.conv_type == "BlockL1Conv")
-    assert options.rearrange == ("1x" in path.stem and "plain" not in path.stem)
+    if "1x" in path.stem:
+        assert options.own.rearrange == ("plain" not in path.stem)
 
 
 def test_bip_phases_start_from_each_other():
     for path in (ROOT / "configs" / "bip").glob("*.yml"):
-        options, command = parse(["--config", str(path)]), path.read_text().splitlines()[0]
-        if options.exp_mode != "pretrain":
+        options, command = imagenet.parse(["--config", str(path)]), path.read_text().splitlines()[0]
+        if options.own.exp_mode != "pretrain":
             folder = command.split(" --pretrained_model ")[1].split("/")[1]
             assert (path.parent / f"{folder}.yml").exists()
-            assert options.k == 0.1
-    options = parse(["--config", str(ROOT / "configs/bip/imagenet_bip.yml"), "--k", "0.05"])
-    assert (options.arch, options.lr, options.mask_lr, options.score_init) == ("resnet18", 0.01, 0.1, "random")
-    assert options.k == 0.05, "the command line wins"
+            assert options.own.k == 0.1
+    options = imagenet.parse(["--config", str(ROOT / "configs/bip/imagenet_bip.yml"), "--k", "0.05"])
+    own = options.own
+    assert (options.arch, options.lr, own.mask_lr, own.score_init) == ("resnet18", 0.01, 0.1, "random")
+    assert own.k == 0.05, "the command line wins"
 
 
 def test_stripes_have_the_published_recipe():
-    files = {path.stem: parse(["--config", str(path)]) for path in (ROOT / "configs" / "swp").glob("*.yml")}
+    files = {path.stem: imagenet.parse(["--config", str(path)]) for path in (ROOT / "configs" / "swp").glob("*.yml")}
     on_cifar = {f"{arch}_{data}" for arch in ("vgg16_bn", "resnet56_projection") for data in ("cifar10", "cifar100")}
     assert files.keys() == on_cifar | {"resnet18_imagenet", "resnet18_imagenet_stronger"}
     for name in on_cifar:
         options = files[name]
-        assert (options.sr, options.lr, options.train_batch_size, options.num_epochs) == (1e-5, 0.1, 64, 160)
-        rates = [learning_rate(options, epoch, 0, 1) for epoch in (0, 79, 80, 120)]
+        assert (options.own.sr, options.lr, options.train_batch_size, options.num_epochs) == (1e-5, 0.1, 64, 160)
+        rates = [options.schedule()(epoch, 0, 1) for epoch in (0, 79, 80, 120)]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 

@@ -12,31 +12,6 @@ from torch import Tensor, nn
 from utils.average import Average, statistics
 from utils.ranks import Ranks
 
-# Policy -> share of the peak rate in an epoch. As 1xN has it, only the warm-up is finer than epochs; ResRep's cosine
-# falls with every step: its epoch has a fraction.
-POLICIES = {
-    "cos": lambda o, e: 0.5 + 0.5 * math.cos(math.pi * (e - o.warmup_epochs) / (o.num_epochs - o.warmup_epochs)),
-    "cos_step": lambda o, e: POLICIES["cos"](o, e),
-    "step": lambda o, e: o.lr_gamma ** decays(o, e),
-    "exp": lambda o, e: 0.96**e,
-    "fixed": lambda o, e: 1.0,
-}
-
-
-def decays(options, epoch: int) -> int:
-    """How often the step policy has decayed: at the given epochs, or as published every 30 and once more at 80."""
-    if options.lr_decay_step:
-        return sum(epoch >= milestone for milestone in options.lr_decay_step)
-    return epoch // options.lr_decay_freq + (epoch >= 80)
-
-
-def learning_rate(options, epoch: int, step: int, steps: int) -> float:
-    """The rate of step `step` (of `steps`) of `epoch`, under the `Options` of a run."""
-    exact = epoch + step / steps if options.lr_policy == "cos_step" else epoch
-    rate = options.lr * POLICIES[options.lr_policy](options, exact)
-    warmup = options.warmup_epochs
-    return rate * (1 + step + epoch * steps) / (warmup * steps) if epoch < warmup else rate
-
 
 class Meter:
     """Loss and accuracy over pictures, summed on the device."""
