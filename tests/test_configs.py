@@ -133,8 +133,8 @@ def write_summary(path: Path, **changes) -> Path:
     summary = {
         "arch": "mobilenet_v2",
         "data_set": "imagefolder",
-        "method": "block_l1, N 4, pr_target 0.5, rearrange",
-        "options": {"pr_target": 0.5, "N": 4},
+        "method": "1x4 blocks, pr_target 0.5, rearrange",
+        "totals": {"sparsity": 0.49},
         "accuracy": {"tuned": {"top1": 69.6, "top5": 88.9}},
     }
     path.write_text(json.dumps(summary | changes))
@@ -155,16 +155,16 @@ def test_the_figure_has_four_panels_and_one_more_row_for_another_network(tmp_pat
     assert [len(axes.lines) for axes in figure.axes] == [9, 9, 8, 8, 1, 1]
     curves, ours = ([text.get_text() for text in legend.get_texts()] for legend in figure.legends)
     assert len(curves) == 8
-    assert ours == ["ours: block_l1, N 4, rearrange"]
+    assert ours == ["ours: 1x4 blocks, rearrange"]
 
 
 def test_where_a_run_lies(tmp_path: Path):
-    dense = plot.read_run(write_summary(tmp_path / "a.json", method="dense"))
+    dense = plot.read_run(write_summary(tmp_path / "a.json", method="dense", totals={"sparsity": 0.0}))
     assert (dense.method, dense.pattern, dense.rate) == ("dense", "baseline", 0.0)
     blocks = plot.read_run(write_summary(tmp_path / "b.json"))
-    assert (blocks.pattern, blocks.rate, blocks.accuracy) == ("1x4", 0.5, {"top1": 69.6, "top5": 88.9})
-    weight = plot.read_run(write_summary(tmp_path / "c.json", method="weight, N 16, pr_target 0.5"))
-    assert (weight.method, weight.pattern) == ("weight", "weight")
+    assert (blocks.pattern, blocks.rate, blocks.accuracy) == ("1x4", 0.49, {"top1": 69.6, "top5": 88.9})
+    weight = plot.read_run(write_summary(tmp_path / "c.json", method="weights, pr_target 0.5"))
+    assert (weight.method, weight.pattern) == ("weights", "weight")
 
 
 def test_a_wrong_summary_is_refused(tmp_path: Path):
@@ -181,6 +181,3 @@ def test_what_is_no_summary_is_a_users_mistake(tmp_path: Path, text: str):
     path.write_text(text, encoding="latin1")
     with pytest.raises(ValueError, match=r"summary\.json: not"):
         plot.read_run(path)
-    rates = {"options": {"pr_target": 0.5, "N": 4, "rates": "rates.yml"}}
-    with pytest.raises(ValueError, match="rates of their own"):
-        plot.read_run(write_summary(path, **rates))
