@@ -4,6 +4,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils.published import FIRST_NORM_SCALE
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -87,6 +89,10 @@ def create_model(name: str, num_classes: int = 1000, seed: int = 0) -> "nn.Modul
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator, too
         network = make(num_classes)
+    if arch in FIRST_NORM_SCALE:
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                torch.nn.init.constant_(layer.weight, FIRST_NORM_SCALE[arch])
     network.arch, network.num_classes = arch, num_classes
     return network
 

@@ -44,16 +44,6 @@ class CifarResNet(nn.Module):
         return self.get_submodule(self.head)(x)  # B, classes
 
 
-class ProjectionResNet(CifarResNet):
-    """Shortcut B, and batch norms whose scales start at 0.5, as stripe-wise pruning (Meng et al. 2020) trains it."""
-
-    def __init__(self, num_classes: int, repeats: int):
-        super().__init__(num_classes, repeats, "fc", projection)
-        for layer in self.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.constant_(layer.weight, 0.5)
-
-
 def stage(inputs: int, width: int, repeats: int, stride: int, shortcut) -> nn.Sequential:
     first = BasicBlock(inputs, width, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(width, width, 1, shortcut) for _ in range(repeats - 1)))
@@ -82,4 +72,4 @@ resnet56 = partial(CifarResNet, repeats=9)
 resnet110 = partial(CifarResNet, repeats=18)
 resnet56_b = partial(resnet56, shortcut=projection)
 resnet110_b = partial(resnet110, shortcut=projection)
-resnet56_projection = partial(ProjectionResNet, repeats=9)
+resnet56_projection = partial(CifarResNet, repeats=9, head="fc", shortcut=projection)

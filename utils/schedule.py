@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from utils.published import EXTRA_DECAY_FROM
+
 
 def cosine(schedule: "Schedule", epoch: float) -> float:
     """Half a period of a cosine, from 1 at the end of the warm-up to 0 at the end of the training."""
@@ -49,7 +51,7 @@ class Schedule:
         return rate * (1 + step + epoch * steps) / (self.warmup * steps) if epoch < self.warmup else rate
 
     def decays(self, epoch: int) -> int:
-        """How often the policy "step" has decayed: at the milestones, or as published every 30 and once more at 80."""
+        """How often the policy "step" has decayed: at the milestones, or else at every interval and as published."""
         if self.milestones:
             return sum(epoch >= milestone for milestone in self.milestones)
-        return epoch // self.every + (epoch >= 80)
+        return epoch // self.every + (epoch >= EXTRA_DECAY_FROM)
