@@ -1,17 +1,22 @@
 """The road from an ONNX file to a library."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import machine
 
 from .dump import forget
-from .graph import Graph
-from .library import Library
-from .passes import simplify
-from .reader import read_onnx
+from .onnx.graph import Graph
+from .onnx.passes import simplify
+from .onnx.reader import read_onnx
 from .targets import find_machine
+
+if TYPE_CHECKING:
+    from .codegen.compiled import Compiled
 
 
 def compile_onnx(
@@ -23,7 +28,7 @@ def compile_onnx(
     dense: bool = False,
     image_size: tuple[int, int] | None = None,
     tune: str | Path | None = None,
-) -> Library:
+) -> Compiled:
     """Compile the network in an ONNX file.
 
     target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch:
@@ -38,21 +43,25 @@ def compile_onnx(
 
 def compile_graph(
     graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump=forget, tune=None, device=None
-) -> Library:
+) -> Compiled:
     """As compile_onnx, for the graph read from `path`.
 
     dump(name, program) sees the program on its way. device: the `remote.Device` that tuning measures on.
     """
     threads = threads or machine.cores()
     aim = replace(find_machine(target), threads=threads)
-    from . import lower  # here, so that a missing TVM was explained by now
-    from .tune import Tuner
+    from .codegen import build, compiled, lower  # here, so that a missing TVM was explained by now
+    from .plan.layout import arrange
+    from .tuning.tune import Tuner
 
-    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump, Tuner(tune, aim, device) if tune else None)
+    plan = arrange(graph, aim, dense, sparsity, Tuner(tune, aim, device) if tune else None)
+    module, layers = lower.program(graph, aim, plan)
+    executable, weights = build.build(module, aim, dump)
     info = {
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),
+        "requires": aim.requires,
         "threads": threads,
         "tuned": str(tune) if tune else None,
         "batch": graph.shapes[graph.input][0],
@@ -60,4 +69,4 @@ def compile_graph(
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
         "layers": layers,
     }
-    return Library(built, info, aim)
+    return compiled.Compiled(executable, weights, info)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .runtime import processor
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -13,6 +15,14 @@ class Machine:
     registers: int  # vector registers
     multiply_adds: float = 2  # vectors a cycle
     threads: int = 1  # that share the work
+
+    @property
+    def requires(self) -> dict:
+        """What a processor needs to run what is compiled for this one, as deploy.json lists it."""
+        from tvm.target import codegen
+
+        features = sorted(filter(processor.matters, map(str, codegen.llvm_get_cpu_features(self.target))))
+        return {"architecture": _family(self.target), "features": features}
 
     @property
     def accumulators(self) -> int:
@@ -30,15 +40,9 @@ ROWS = {
 }
 
 
-def runs_here(machine: Machine) -> bool:
-    """Whether this computer's processor executes what is compiled for `machine`."""
-    here = find_machine("native")
-    return _family(machine.target) == _family(here.target) and machine.lanes <= here.lanes
-
-
 def linker(machine: Machine) -> str | None:
     """The compiler that links for another kind of processor, by its GNU name; None where this computer's own does."""
-    if _family(machine.target) == _family(find_machine("native").target):
+    if _family(machine.target) == processor.architecture():
         return None
     return "-".join(part for part in _triple(machine.target).split("-") if part not in ("unknown", "pc")) + "-g++"
 

@@ -18,8 +18,13 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import deploy  # noqa: E402
 import model_tune  # noqa: E402
-from deploy import blocks, graph, layout, lower, measure, passes, reader, schedule, targets, tiles  # noqa: E402
-from deploy.library import Library  # noqa: E402
+from deploy import targets  # noqa: E402
+from deploy.codegen import build, lower  # noqa: E402
+from deploy.kernels import schedule, tiles  # noqa: E402
+from deploy.onnx import blocks, graph, passes, reader  # noqa: E402
+from deploy.plan import layout  # noqa: E402
+from deploy.runtime.library import Library  # noqa: E402
+from deploy.tuning import measure  # noqa: E402
 
 TARGETS = ["native"] + (["x86-avx2"] if platform.machine() == "x86_64" else [])
 OTHER = "aarch64" if platform.machine() == "x86_64" else "x86-avx2"  # compiles anywhere, runs elsewhere
@@ -30,8 +35,10 @@ def run_nodes(nodes: list, shapes: dict, x: np.ndarray, machine=None, dense=Fals
     shapes = {"x": x.shape, **shapes}
     network = graph.Graph(nodes, shapes, "x", "y")
     passes.fuse_depthwise(network)
-    executable, _ = lower.compile_graph(network, machine or targets.find_machine(), dense=dense)
-    return Library(executable, {"threads": 2, "input": {"shape": x.shape}}).run(x)
+    machine = machine or targets.find_machine()
+    module, _ = lower.program(network, machine, layout.arrange(network, machine, dense, 0.0))
+    executable, weights = build.build(module, machine)
+    return Library(executable.module, weights, {"threads": 2, "input": {"shape": x.shape}}).run(x)
 
 
 def convolve(x, weight, bias, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -244,8 +251,10 @@ def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride
     x = rng.standard_normal((2, 3, size, size)).astype(np.float32)
     kinds = []
 
+    real = layout.arrange
+
     def arrange(*arguments):
-        kinds.append(layout.arrange(*arguments))
+        kinds.append(real(*arguments))
         return kinds[-1]
 
     for sign in (1, -1):  # as few, and as many, in lanes as possible
@@ -254,7 +263,7 @@ def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride
             patch.setattr(layout, "TURN", 1e9)
             patch.setattr(layout, "WIDE_BYTES", (0, 0))
             patch.setattr(layout, "TWICE", (1.0, 1.0))
-            patch.setattr(lower, "arrange", arrange)
+            patch.setattr(layout, "arrange", arrange)
             results.append(run_nodes([replace(node) for node in nodes], shapes, x, machine))
     assert [len(kind.lanes) for kind in kinds] == [0, 12]
     out = -(-size // stride)
@@ -538,7 +547,7 @@ def test_a_saved_library_runs_without_this_repository(tmp_path):
     images = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
     np.testing.assert_array_equal(deploy.load(tmp_path / "out").run(images), library.run(images))
     np.save(tmp_path / "images.npy", images)
-    example = deploy.library.__doc__.split("\n\n")[2:4]
+    example = deploy.runtime.library.__doc__.split("\n\n")[2:4]
     program = "\n".join(line[4:] for part in example for line in part.splitlines())
     program = program.replace('"deploy/', '"out/').replace("images = np.zeros", 'images = np.load("images.npy") #')
     program = program.replace(".argmax(1)", ".tolist()")
@@ -642,7 +651,5 @@ def test_other_processors_are_compiled_for(tmp_path):
 
 
 def test_deploy_needs_no_torch():
-    program = (
-        "import sys; sys.modules['torch'] = None; import deploy, deploy.lower, model_tune"  # None: importing it fails
-    )
+    program = "import sys; sys.modules['torch'] = None; import deploy, deploy.codegen.lower, model_tune"  # None: fails
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False).returncode == 0

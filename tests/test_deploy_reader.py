@@ -8,7 +8,7 @@ pytest.importorskip("tvm")
 from onnx import helper
 from test_deploy import agrees, onnx_file
 
-from deploy import passes, reader
+from deploy.onnx import passes, reader
 
 n = helper.make_node
 

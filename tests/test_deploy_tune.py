@@ -13,7 +13,11 @@ from test_deploy import OTHER, agrees, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
-from deploy import clock, graph, layout, lower, measure, passes, reader, report, targets, tune
+from deploy import report, targets
+from deploy.codegen import lower
+from deploy.onnx import graph, passes, reader
+from deploy.plan import layout
+from deploy.tuning import clock, measure, tune
 
 
 def network_file(path: Path) -> Path:
@@ -160,7 +164,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
 def test_a_shipped_file_serves_where_nothing_can_be_measured(tmp_path, monkeypatch):
     path, file = small_file(tmp_path / "m.onnx"), tmp_path / "tuned.json"
     with monkeypatch.context() as there:
-        there.setattr(clock, "runs_here", lambda machine: True)
+        there.setattr(clock, "lacking", lambda requires: [])
         there.setattr(clock, "peak_gflops", lambda *_: 16.0)
         there.setattr(tune, "milliseconds", lambda *_: 1.0)
         deploy.compile_onnx(path, OTHER, threads=1, tune=file)

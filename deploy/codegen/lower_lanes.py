@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import lanes
-from .blocks import pack
-from .graph import Affine, Conv, Mean, Window
-from .lane_gemm import LaneGemm, Product, lane_gemm
-from .layout import band_of, planes_of, reach
-from .tiles import strips
+from ..kernels import nchwc
+from ..kernels.nchwc_conv import LaneGemm, Product, lane_gemm
+from ..kernels.tiles import strips
+from ..onnx.blocks import pack
+from ..onnx.geometry import Map, Taps, planes_of, reach
+from ..onnx.graph import Affine, Conv, Mean, Window
+from ..plan.layout import band_of
 
 
-def _taps(node: Conv | Window) -> lanes.Taps:
+def _taps(node: Conv | Window) -> Taps:
     kernel = node.weight.shape[2:] if isinstance(node, Conv) else node.kernel
-    return lanes.Taps(tuple(kernel), node.stride, node.pad, node.dilation)
+    return Taps(tuple(kernel), node.stride, node.pad, node.dilation)
 
 
 def _depthwise(node: Window, width: int) -> list[np.ndarray]:
@@ -26,7 +27,7 @@ def _depthwise(node: Window, width: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weight, np.pad(node.bias, (0, extra)))]
 
 
-def _product(node: Conv, p, source: lanes.Map, taps: lanes.Taps) -> tuple[Product, list[np.ndarray]]:
+def _product(node: Conv, p, source: Map, taps: Taps) -> tuple[Product, list[np.ndarray]]:
     """The packed weights of a convolution whose columns lie in `source`."""
     choice = p.layout.choices[node.output]
     inner = [source.channel(c) for c in range(node.weight.shape[1])]
@@ -51,7 +52,7 @@ def conv(p, node: Conv):
         x, source = _source(p, expand)
         wide, taps, band = p.made(expand.output), _taps(node.first), band_of(p.graph, node, expand, m.threads)
         high = (band - 1) * taps.stride[0] + taps.kernel[0]
-        inner, wider = _gemm(p, expand, source, lanes.Map(wide.channels, high, wide.columns, m.lanes, taps.pad[1]), 1)
+        inner, wider = _gemm(p, expand, source, Map(wide.channels, high, wide.columns, m.lanes, taps.pad[1]), 1)
         spec, packed = _gemm(p, node, wide, y, band, residual=residual, expand=inner, band=band)
         spec = replace(spec, cycles=spec.cycles + inner.cycles)
     return p.call(lane_gemm, spec, [x, *packed, *wider, *(value for value, _ in added)], spec.batch * y.size)
@@ -64,7 +65,7 @@ def _source(p, node: Conv):
     return p.fetch(node.inputs[0], width, reach(planes_of(p.graph, node.first or node)))
 
 
-def _gemm(p, node: Conv, x: lanes.Map, y: lanes.Map, rows: int, **more) -> tuple[LaneGemm, list[np.ndarray]]:
+def _gemm(p, node: Conv, x: Map, y: Map, rows: int, **more) -> tuple[LaneGemm, list[np.ndarray]]:
     """The geometry of a convolution whose tiles are of `rows` rows together, and its constants."""
     choice, batch = p.layout.choices[node.output], p.shape(node.output)[0]
     spec = LaneGemm(
@@ -83,10 +84,10 @@ def window(p, node: Window):
     batch, _, rows, columns = p.shape(node.output)
     x, source = p.fetch(node.inputs[0], m.lanes, reach(planes_of(p.graph, node)))
     y, taps, tiles = p.made(node.output), _taps(node), strips(rows, columns, 14)
-    spec = lanes.LaneWindow(node.kind, batch, source, y, taps, tiles, node.activation)
+    spec = nchwc.LaneWindow(node.kind, batch, source, y, taps, tiles, node.activation)
     starts = [at for s in tiles for start in s.starts for at in (taps.first(source, *start), y.at(*start))]
     weights = _depthwise(node, m.lanes) if node.kind == "conv" else []
-    return p.call(lanes.lane_window, spec, [x, np.array(starts, np.int32), *weights], batch * y.size)
+    return p.call(nchwc.lane_window, spec, [x, np.array(starts, np.int32), *weights], batch * y.size)
 
 
 def affine(p, node: Affine):
@@ -103,14 +104,14 @@ def affine(p, node: Affine):
         kinds.append(kind)
         arguments += [] if kind is None else [argument.astype(np.float32) if kind == "channels" else argument]
     return p.call(
-        lanes.lane_affine, lanes.LaneAffine(batch, source, y, *kinds, node.activation), arguments, batch * y.size
+        nchwc.lane_affine, nchwc.LaneAffine(batch, source, y, *kinds, node.activation), arguments, batch * y.size
     )
 
 
 def mean(p, node: Mean):
     x, source = p.fetch(node.inputs[0], p.machine.lanes)
-    spec = lanes.LaneMean(p.shape(node.output)[0], source, node.activation)
-    return p.call(lanes.lane_mean, spec, [x], p.size(node.output))
+    spec = nchwc.LaneMean(p.shape(node.output)[0], source, node.activation)
+    return p.call(nchwc.lane_mean, spec, [x], p.size(node.output))
 
 
 LOWER = {Conv: conv, Window: window, Affine: affine, Mean: mean}

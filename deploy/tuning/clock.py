@@ -8,11 +8,12 @@ from tvm.script.ir_builder import tirx as T
 
 from utils.machine import cpu_name
 
-from . import emit
-from .build import generate
-from .library import set_threads
-from .remote import LOST
-from .targets import Machine, runs_here
+from ..codegen.build import Executable, generate
+from ..kernels import emit
+from ..runtime.library import set_threads
+from ..runtime.processor import lacking
+from ..runtime.remote import LOST
+from ..targets import Machine
 
 
 class Here:
@@ -22,20 +23,20 @@ class Here:
         self.processor, self.device = cpu_name(), tvm.cpu()
 
     def runs(self, machine: Machine) -> bool:
-        return runs_here(machine)
+        return not lacking(machine.requires)
 
     def asked(self, problem: str):
         return nullcontext()
 
-    def load(self, executable, machine: Machine):
-        """A module of the kernels that TVM compiled for `machine`."""
-        set_threads(machine.threads)
-        return executable.jit()
+    def load(self, executable: Executable):
+        """A module of the compiled kernels."""
+        set_threads(executable.machine.threads)
+        return executable.module.jit()
 
 
 def seconds(module: tvm.IRModule, calls, machine: Machine, place, number: int, repeat: int) -> list[float]:
     """Of each call (kernel, arrays): the least of `repeat` means of `number` calls, after one that does not count."""
-    loaded, found = place.load(generate(module, machine.target), machine), []
+    loaded, found = place.load(generate(module, machine)), []
     with place.asked(LOST):
         for name, arrays in calls:
             tensors = [tvm.runtime.tensor(array, place.device) for array in arrays]

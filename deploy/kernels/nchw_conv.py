@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.graph import Activation
 from .emit import Sums, activate, branch, columns, kernel, load, pick, splat, store, tasks
-from .graph import Activation
 from .tiles import Band, pieces
 
 

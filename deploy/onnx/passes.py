@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .dump import forget
+from ..dump import forget
 from .graph import Affine, Conv, Graph, Node, Window
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .library import Library, bind, set_threads
+from ..runtime.library import Library, bind, set_threads
 
 
 def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -61,26 +61,32 @@ def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) 
     return difference / scale if scale else difference, same / count
 
 
-def race(runners: dict[str, Callable], images: np.ndarray, runs: int, pause: float = 0.02, block: int = 25) -> dict:
-    """Milliseconds a call, {"median", "p10"} for every runner: blocks of calls in turn, `runs` calls each.
+def timer(run: Callable, pause: float = 0.02) -> Callable[[np.ndarray, int], list[float]]:
+    """A function (images, calls) that gives the milliseconds of so many calls of `run`.
 
-    Each block follows a pause and two calls that do not count: the threads of the runner before it spin for a while
-    after their work, and would slow the next one down.
+    A pause and two calls that do not count come first: the threads of whatever ran before spin for a while after their
+    work, and would slow this down.
     """
-    times = {name: [] for name in runners}
+
+    def timed(images: np.ndarray, calls: int) -> list[float]:
+        time.sleep(pause)
+        run(images), run(images)
+        taken = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            run(images)
+            taken.append((time.perf_counter() - start) * 1e3)
+        return taken
+
+    return timed
+
+
+def race(timers: dict[str, Callable], images: np.ndarray, runs: int, block: int = 25) -> dict:
+    """Milliseconds a call, {"median", "p10"} for every `timer`: blocks of calls in turn, `runs` calls each."""
+    times = {name: [] for name in timers}
     while any(len(taken) < runs for taken in times.values()):
-        for name, run in runners.items():
-            time.sleep(pause)
-            run(images), run(images)
-            for _ in range(min(block, runs - len(times[name]))):
-                start = time.perf_counter()
-                run(images)
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return summary(times)
-
-
-def summary(times: dict[str, list[float]]) -> dict:
-    """{"median", "p10"} of every list of milliseconds."""
+        for name, timed in timers.items():
+            times[name] += timed(images, min(block, runs - len(times[name])))
     return {
         name: {"median": round(float(np.median(taken)), 4), "p10": round(float(np.percentile(taken, 10)), 4)}
         for name, taken in times.items()
@@ -92,7 +98,7 @@ def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[
     import tvm
 
     set_threads(library.info["threads"])
-    machine = bind(library.built.executable, library.built.weights, tvm.cpu())
+    machine = bind(library.executable, library.weights, tvm.cpu())
     calls, started = [], []
 
     def instrument(function, name, before, result, *arguments) -> int:

@@ -1,6 +1,6 @@
 """A network as a short list of nodes with NumPy weights. Every tensor is (B, C, H, W) or (B, C), float32."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -84,3 +84,19 @@ class Graph:
         """The one node that reads `node`'s output, if there is just one and nobody outside sees it."""
         users = self.users(node.output)
         return users[0] if len(users) == 1 and node.output != self.output else None
+
+    def script(self) -> str:
+        """A line a node: output shape = kind(inputs) and what else it holds; arrays by shape and non-zero share."""
+        lines = [f"{self.input} {self.shapes[self.input]}"]
+        for node in self.nodes:
+            rest = {f.name: getattr(node, f.name) for f in fields(node) if f.name not in ("name", "inputs", "output")}
+            rest = ", ".join(f"{name}={_value(value)}" for name, value in rest.items() if value is not None)
+            kind, inputs = type(node).__name__, ", ".join(node.inputs)
+            lines.append(f"{node.output} {self.shapes[node.output]} = {kind}({inputs}; {rest})  # {node.name}")
+        return "\n".join([*lines, f"return {self.output}"]) + "\n"
+
+
+def _value(value) -> str:
+    if not isinstance(value, np.ndarray):
+        return str(value)
+    return f"{value.dtype}{list(value.shape)} {np.count_nonzero(value) / max(1, value.size):.0%} non-zero"

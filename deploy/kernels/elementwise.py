@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.graph import Activation
 from .emit import activate, kernel, load, over, splat, store, tasks
-from .graph import Activation
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,22 @@ import socket
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from .library import Library, bind, link
-from .measure import summary
-from .targets import Machine
+from .library import bind
 
 PATIENCE = 10  # seconds for a tracker's answer
 LOST = "the device stopped answering"
+
+
+class Linkable(Protocol):
+    """What can be linked for another computer: codegen's Executable, or a library that was just compiled."""
+
+    machine: object  # with the fields name and threads
+
+    def link(self, path: Path) -> None: ...
 
 
 class Device:
@@ -45,18 +52,18 @@ class Device:
         except (RuntimeError, OSError) as error:
             raise ValueError(f"--rpc {self.name}: {problem} ({_last_line(error)})") from error
 
-    def runs(self, machine: Machine) -> bool:
+    def runs(self, machine) -> bool:
         return True  # or it cannot load them
 
-    def load(self, executable, machine: Machine):
-        """A module of what TVM compiled for `machine`, over there."""
+    def load(self, executable: "Linkable"):
+        """A module of what TVM compiled, over there."""
         self.uploads += 1
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{self.uploads}.so"  # a loaded library's name cannot be used again
-            link(executable, machine, path)
-            with self.asked(f"cannot load a library for {machine.name}"):
+            executable.link(path)
+            with self.asked(f"cannot load a library for {executable.machine.name}"):
                 self.session.upload(str(path))
-                self.session.get_function("runtime.config_threadpool")(1, machine.threads)
+                self.session.get_function("runtime.config_threadpool")(1, executable.machine.threads)
                 return self.session.load_module(path.name)
 
 
@@ -77,15 +84,15 @@ def _request(host: str, port: int, key: str):
 
 
 class RemoteLibrary:
-    """`run` maps float32 (B, C, H, W) to logits, over there."""
+    """A library that was just compiled; `run` maps float32 (B, C, H, W) to logits, over there."""
 
-    def __init__(self, library: Library, device: Device):
+    def __init__(self, library, device: Device):
         import tvm
 
         self.place, self.device = device, device.device
-        module = device.load(library.built.executable, library.machine)
+        module = device.load(library)
         with self.place.asked(LOST):
-            weights = [tvm.runtime.tensor(tensor.numpy(), self.device) for tensor in library.built.weights]
+            weights = [tvm.runtime.tensor(tensor.numpy(), self.device) for tensor in library.weights]
             self.machine = bind(module, weights, self.device)
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -103,15 +110,6 @@ class RemoteLibrary:
             self.machine.save_function("network", "timed", there, include_return=False)
             clock = self.machine.time_evaluator("timed", self.device, number=1, repeat=runs)
             return [1e3 * seconds for seconds in clock().results]
-
-
-def race(libraries: dict[str, RemoteLibrary], images: np.ndarray, runs: int, block: int = 25) -> dict:
-    """Milliseconds a call over there, {"median", "p10"} for every library: blocks of calls in turn."""
-    times = {name: [] for name in libraries}
-    while any(len(taken) < runs for taken in times.values()):
-        for name, library in libraries.items():
-            times[name] += library.time(images, min(block, runs - len(times[name])))
-    return summary(times)
 
 
 def _last_line(error: Exception) -> str:

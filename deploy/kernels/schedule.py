@@ -7,8 +7,8 @@ second and third cache are fitted to measured layers. Only the order of candidat
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..targets import Machine
 from . import tiles
-from .targets import Machine
 
 L1_BYTES = 32 * 1024  # of pixels that a tile may use before they come from the second cache
 L2_BYTES = 512 * 1024

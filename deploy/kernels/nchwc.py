@@ -8,73 +8,10 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.geometry import Map, Taps
+from ..onnx.graph import Activation
 from .emit import Sums, activate, branch, kernel, load, over, pick, splat, store, tasks
-from .graph import Activation
 from .tiles import Strip, pieces
-
-
-@dataclass(frozen=True)
-class Map:
-    """Where the channels and pixels of an image lie: blocks of `lanes` channels, each inside a border of zeros.
-
-    With one lane and no border it is a plain (C, H, W) array.
-    """
-
-    channels: int
-    rows: int
-    columns: int
-    lanes: int = 1
-    border: int = 0
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.channels // self.lanes)
-
-    @property
-    def pitch(self) -> int:
-        """Floats from a row to the next."""
-        return (self.columns + 2 * self.border) * self.lanes
-
-    @property
-    def block(self) -> int:
-        """Floats of a block of channels."""
-        return (self.rows + 2 * self.border) * self.pitch
-
-    @property
-    def size(self) -> int:
-        """Floats of an image."""
-        return self.blocks * self.block
-
-    def at(self, row: int, column: int) -> int:
-        return (row + self.border) * self.pitch + (column + self.border) * self.lanes
-
-    def channel(self, c: int) -> int:
-        return c // self.lanes * self.block + c % self.lanes
-
-
-@dataclass(frozen=True)
-class Taps:
-    """The window that slides over a map."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pad: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def offsets(self, x: Map) -> list[int]:
-        """Of every tap, row by row, from the window's first."""
-        return [
-            ky * self.dilation[0] * x.pitch + kx * self.dilation[1] * x.lanes
-            for ky in range(self.kernel[0])
-            for kx in range(self.kernel[1])
-        ]
-
-    def first(self, x: Map, row: int, column: int) -> int:
-        """Where the window of output pixel (row, column) begins."""
-        return x.at(row * self.stride[0] - self.pad[0], column * self.stride[1] - self.pad[1])
-
-
-POINT = Taps((1, 1), (1, 1), (0, 0), (1, 1))
 
 
 def clear_border(m: Map, y, at, when) -> None:

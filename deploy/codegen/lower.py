@@ -6,34 +6,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from . import elementwise, kernels, lower_lanes, planes
-from .blocks import pack
-from .build import build
-from .dump import forget
-from .graph import Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
-from .lanes import Map, Turn, turn
-from .layout import Layout, arrange, four, planes_of
-from .schedule import plan
-from .targets import Machine
-
-
-def lowering() -> tvm.transform.Sequential:
-    """Ten passes of Relax. Its default pipeline expects kernels made of s_tir blocks, which ours are not."""
-    t = relax.transform
-    return tvm.transform.Sequential(
-        [
-            t.ToNonDataflow(),
-            t.RemovePurityChecking(),
-            t.CallTIRRewrite(),
-            t.StaticPlanBlockMemory(),
-            t.LowerAllocTensor(),
-            t.KillAfterLastUse(),
-            t.LowerRuntimeBuiltin(),
-            t.ComputePrimValue(),
-            t.VMShapeLower(),
-            t.AttachGlobalSymbol(),
-        ]
-    )
+from ..kernels import elementwise, nchw, nchw_conv
+from ..kernels.nchwc import Turn, turn
+from ..kernels.schedule import plan
+from ..onnx.blocks import pack
+from ..onnx.geometry import Map, four, planes_of
+from ..onnx.graph import Affine, Concat, Conv, Graph, Mean, Move, Node, View, Window
+from ..plan.layout import Layout
+from ..targets import Machine
+from . import lower_lanes
 
 
 def _flat(length: int):
@@ -137,14 +118,14 @@ def _conv(p: Program, node: Conv):
     m, shape, choice = p.machine, planes_of(p.graph, node), p.layout.choices[node.output]
     each, total, width = rows * columns, batch * channels * rows * columns, columns
     if shape.needed:
-        spread = planes.Spread(batch * channels, shape, m.lanes)
-        x = p.call(planes.spread, spread, [x], spread.total)
+        spread = nchw.Spread(batch * channels, shape, m.lanes)
+        x = p.call(nchw.spread, spread, [x], spread.total)
         each, total, width = shape.size, spread.total, shape.width
     offsets = (np.arange(channels)[:, None] * each + np.array(shape.offsets)).reshape(-1)
     packed = pack(node, p.layout.patterns[node.output], choice, offsets)
     pixels = shape.out_rows * shape.out_columns
     bands = plan(shape.out_rows, shape.out_columns, width, m.lanes, choice.vectors) if choice.kernel == "pixel" else ()
-    spec = kernels.Gemm(
+    spec = nchw_conv.Gemm(
         batch, len(node.weight), choice.group, len(packed.offset), choice.sparse, channels * each, total, pixels, bands,
         choice.unroll, packed.weight.nbytes > 4 * channels * each, node.activation, len(node.inputs) > 1, m.lanes,
         round(batch * choice.cycles),
@@ -152,20 +133,20 @@ def _conv(p: Program, node: Conv):
     residual = [p.planes(name) for name in node.inputs[1:]]
     arguments = [x, packed.weight, packed.offset, packed.pointer, packed.bias, _starts(bands), *residual]
     p.record(node)
-    make = kernels.pixel_gemm if choice.kernel == "pixel" else kernels.row_gemm
+    make = nchw_conv.pixel_gemm if choice.kernel == "pixel" else nchw_conv.row_gemm
     return p.call(make, spec, arguments, p.size(node.output))
 
 
 def _window(p: Program, node: Window):
     x, (batch, channels) = p.planes(node.inputs[0]), p.shape(node.inputs[0])[:2]
     m, shape = p.machine, planes_of(p.graph, node)
-    if node.kind == "conv" and planes.together(shape, channels, m.lanes):
-        spec, constants = planes.small(shape, batch, node.weight, node.bias, node.activation, m.lanes)
-        return p.call(planes.small_window, spec, [x, *constants], p.size(node.output))
+    if node.kind == "conv" and nchw.together(shape, channels, m.lanes):
+        spec, constants = nchw.small(shape, batch, node.weight, node.bias, node.activation, m.lanes)
+        return p.call(nchw.small_window, spec, [x, *constants], p.size(node.output))
     bands = plan(shape.out_rows, shape.out_columns, shape.width, m.lanes, m.accumulators // 3)
-    spec = planes.Window(node.kind, batch, channels, shape, bands, node.activation, m.lanes)
+    spec = nchw.Window(node.kind, batch, channels, shape, bands, node.activation, m.lanes)
     weights = [np.ascontiguousarray(node.weight.reshape(-1)), node.bias] if node.kind == "conv" else []
-    return p.call(planes.window, spec, [x, _starts(bands), *weights], p.size(node.output))
+    return p.call(nchw.window, spec, [x, _starts(bands), *weights], p.size(node.output))
 
 
 def _affine(p: Program, node: Affine):
@@ -184,8 +165,8 @@ def _affine(p: Program, node: Affine):
 
 def _mean(p: Program, node: Mean):
     batch, channels, rows, columns = p.shape(node.inputs[0])
-    spec = planes.Mean(batch * channels, rows * columns, node.activation, p.machine.lanes)
-    return p.call(planes.mean, spec, [p.planes(node.inputs[0])], p.size(node.output))
+    spec = nchw.Mean(batch * channels, rows * columns, node.activation, p.machine.lanes)
+    return p.call(nchw.mean, spec, [p.planes(node.inputs[0])], p.size(node.output))
 
 
 def _move(p: Program, node: Move):
@@ -212,14 +193,6 @@ def _reshape(value, shape):
     """The same memory under another shape."""
     kind = relax.TensorType(shape, "float32")
     return relax.call_pure_packed("vm.builtin.reshape", value, relax.ShapeExpr(shape), ty_args=kind)
-
-
-def compile_graph(
-    graph: Graph, machine: Machine, least_sparsity: float = 0.0, dense: bool = False, dump=forget, tuner=None
-):
-    """What was built, whose `main` maps (B, C, H, W) to logits, and a row of deploy.json for every layer."""
-    module, layers = program(graph, machine, arrange(graph, machine, dense, least_sparsity, tuner))
-    return build(module, machine.target, lowering(), dump), layers
 
 
 def program(graph: Graph, machine: Machine, layout: Layout) -> tuple[tvm.IRModule, list[dict]]:

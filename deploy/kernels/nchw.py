@@ -9,61 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.geometry import Planes
+from ..onnx.graph import Activation
 from .emit import Sums, activate, kernel, load, over, pick, splat, store, tasks
-from .graph import Activation
 from .tiles import Band, pieces
 
 LOWEST = -3.4028234663852886e38  # what a maximum starts from, and what pads its borders
-
-
-@dataclass(frozen=True)
-class Planes:
-    """Where one channel of (rows, columns) pixels lies once padded and split."""
-
-    rows: int
-    columns: int
-    out_rows: int
-    out_columns: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pad: tuple[int, int]  # above, left; below and right follow from the output
-    dilation: tuple[int, int] = (1, 1)
-
-    @property
-    def needed(self) -> bool:
-        """Whether there is anything to do: a pointwise convolution of stride 1 reads the map as it lies."""
-        return (self.kernel, self.stride, self.pad) != ((1, 1), (1, 1), (0, 0))
-
-    def _taps(self, axis: int) -> list[int]:
-        return [k * self.dilation[axis] for k in range(self.kernel[axis])]
-
-    @property
-    def phases(self) -> list[tuple[int, int]]:
-        """The (row, column) phases that some tap reads."""
-        return sorted({(y % self.stride[0], x % self.stride[1]) for y in self._taps(0) for x in self._taps(1)})
-
-    @property
-    def height(self) -> int:
-        return self.out_rows + self._taps(0)[-1] // self.stride[0]
-
-    @property
-    def width(self) -> int:
-        return self.out_columns + self._taps(1)[-1] // self.stride[1]
-
-    @property
-    def size(self) -> int:
-        """Floats a channel."""
-        return len(self.phases) * self.height * self.width
-
-    @property
-    def offsets(self) -> list[int]:
-        """Of every tap, row by row: where output (0, 0) finds its input."""
-        (sy, sx), phases = self.stride, self.phases
-        return [
-            (phases.index((y % sy, x % sx)) * self.height + y // sy) * self.width + x // sx
-            for y in self._taps(0)
-            for x in self._taps(1)
-        ]
 
 
 def _inside(phase: int, pad: int, stride: int, length: int, limit: int) -> tuple[int, int]:

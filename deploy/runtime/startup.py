@@ -1,6 +1,6 @@
 """How long a saved library takes to start, and what memory a run needs: measured in a process of its own.
 
-python -m deploy.startup FOLDER
+python -m deploy.runtime.startup FOLDER
 """
 
 import json
@@ -22,7 +22,7 @@ def measure(folder: str | Path) -> dict | None:
     """
     if not Path("/proc/self/status").is_file():
         return None
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-m", f"{__package__}.startup", str(Path(folder).resolve())]
     return json.loads(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
 

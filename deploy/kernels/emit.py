@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from .graph import Activation
+from ..onnx.graph import Activation
 from .tiles import pieces
 
 

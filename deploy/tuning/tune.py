@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from utils.files import save_json
 
-from . import clock, lower
-from .blocks import Pattern
-from .graph import Conv, Graph, Move, Node, Window
-from .layout import Layout, borders
-from .schedule import Choice
-from .targets import Machine
+from ..codegen import lower
+from ..kernels.schedule import Choice
+from ..onnx.blocks import Pattern
+from ..onnx.graph import Conv, Graph, Move, Node, Window
+from ..plan.layout import Layout, borders
+from ..targets import Machine
+from . import clock
 
 ROUNDS, RUNS = 5, 10  # of timed calls: the mean of a round, the least of the rounds
 AROUND = ("turn", "move")  # kernels that are there only because the layer stands alone

@@ -20,9 +20,10 @@ from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.geometry import POINT, Map, Taps
+from ..onnx.graph import Activation
 from .emit import Sums, activate, branch, columns, kernel, load, prefetch, splat, store, tasks
-from .graph import Activation
-from .lanes import POINT, Map, Taps, clear_border
+from .nchwc import clear_border
 from .tiles import Strip, deal
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .blocks import Pattern, find_blocks, matrix, with_covers
-from .graph import Affine, Conv, Graph, Mean, Node, Window
-from .planes import Planes
-from .schedule import Choice, Site, choose, rivals, tap_cycles
-from .targets import Machine
+from ..kernels.schedule import Choice, Site, choose, rivals, tap_cycles
+from ..onnx.blocks import Pattern, find_blocks, matrix, with_covers
+from ..onnx.geometry import four, planes_of, reach
+from ..onnx.graph import Affine, Conv, Graph, Mean, Node, Window
+from ..targets import Machine
 
 BAND_BYTES = 768 * 1024  # of an expansion that is kept at a time
 # Bytes of an expansion that is worth it, and the part of its rows that may be computed twice: pointwise, separable
@@ -22,27 +22,6 @@ TURN = 0.6  # cycles to turn a float from one layout to the other
 LEAVES = 0.4  # cycles to write a float to the third cache, and to read it again
 TIE = 1.03  # times that differ by less are equal
 RIVALS = 3  # kernels of each kind that are measured, the cheapest by the rule
-
-
-def four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(batch, channels, rows, columns), also of a tensor without height and width, or with axes behind them."""
-    shape = (*shape, *(1,) * (4 - len(shape)))
-    return (*shape[:3], int(np.prod(shape[3:])))
-
-
-def planes_of(graph: Graph, node: Conv | Window) -> Planes:
-    kernel = node.weight.shape[2:] if isinstance(node, Conv) else node.kernel
-    rows, columns = four(graph.shapes[node.inputs[0]])[2:]
-    return Planes(rows, columns, *four(graph.shapes[node.output])[2:], kernel, node.stride, node.pad, node.dilation)
-
-
-def reach(p: Planes) -> int:
-    """How far the taps reach outside of the map, on its worst side."""
-    sides = [0]
-    for axis, (length, out) in enumerate(((p.rows, p.out_rows), (p.columns, p.out_columns))):
-        last = (out - 1) * p.stride[axis] + (p.kernel[axis] - 1) * p.dilation[axis] - p.pad[axis]
-        sides += [p.pad[axis], last - (length - 1)]
-    return max(sides)
 
 
 @dataclass
