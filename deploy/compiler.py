@@ -18,6 +18,8 @@ from .targets import find_machine
 if TYPE_CHECKING:
     from .codegen.compiled import Compiled
 
+FORMAT_VERSION = 2  # of deploy.json: of its fields, and of the texts that name kernels
+
 
 def compile_onnx(
     path: str | Path,
@@ -50,14 +52,17 @@ def compile_graph(
     """
     threads = threads or machine.cores()
     aim = replace(find_machine(target), threads=threads)
-    from .codegen import build, compiled, lower  # here, so that a missing TVM was explained by now
-    from .plan.layout import arrange
-    from .tuning.tune import Tuner
+    from .codegen import build, compiled, program  # here, so that a missing TVM was explained by now
+    from .plan.cost import Costs
+    from .plan.layout import make_plan
+    from .tuning.tune import MeasuredCosts, Times
 
-    plan = arrange(graph, aim, dense, sparsity, Tuner(tune, aim, device) if tune else None)
-    module, layers = lower.program(graph, aim, plan)
-    executable, weights = build.build(module, aim, dump)
+    facts = (graph, aim, dense, sparsity)
+    costs = MeasuredCosts(Times(tune, aim, device), *facts) if tune else Costs(*facts)
+    made = program.make_program(graph, aim, make_plan(costs))
+    executable, weights = build.build(made.module, aim, dump)
     info = {
+        "format_version": FORMAT_VERSION,
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),
@@ -67,6 +72,6 @@ def compile_graph(
         "batch": graph.shapes[graph.input][0],
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
-        "layers": layers,
+        "layers": made.layers,
     }
     return compiled.Compiled(executable, weights, info)

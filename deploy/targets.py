@@ -6,15 +6,43 @@ from .runtime import processor
 
 
 @dataclass(frozen=True)
+class Core:
+    """What one core does in a cycle: the facts from which the cycles of kernels are counted."""
+
+    multiply_adds: float = 2  # vectors
+    latency: float = 4  # cycles, of a multiply-add
+    loads: float = 2  # vectors from the first cache, at best
+    load_cycles: float = 0.6  # of a load among multiply-adds, sustained
+    l1_bytes: int = 32 * 1024
+    l2_bytes: int = 1024 * 1024
+    l2_line_cycles: float = 2.2  # to fetch a line from the second cache, here and there
+    l2_rate: float = 32  # bytes a cycle, one line after the other, from the second cache
+    l3_rate: float = 20  # the same from the third
+    line_bytes: int = 64
+    page_bytes: int = 4096
+    fork_cycles: int = 6000  # of work, from which on a second thread gains more than the fork and join cost
+
+
+@dataclass(frozen=True)
 class Machine:
-    """A TVM target and the numbers from which every tile size follows."""
+    """A processor to compile for."""
 
     name: str
     target: object  # tvm.target.Target
-    lanes: int  # float32 lanes of a vector register
+    lanes: int  # float32 values of a vector register
     registers: int  # vector registers
-    multiply_adds: float = 2  # vectors a cycle
+    core: Core = Core()
     threads: int = 1  # that share the work
+
+    @property
+    def sums_in_flight(self) -> int:
+        """Independent sums that hide the latency of multiply-adds."""
+        return round(2 * self.core.latency)
+
+    @property
+    def window_sums(self) -> int:
+        """Sums of a tile of a depthwise convolution; more would gain nothing."""
+        return min(14, self.registers - 2)
 
     @property
     def requires(self) -> dict:
@@ -76,7 +104,8 @@ def find_machine(name: str = "native") -> Machine:
         lanes, registers = 8, 16
     else:
         lanes, registers = 4, 16
-    return Machine(name, target, lanes, registers, 1 if lanes == 16 and target.attrs.get("mcpu") in _HALF_WIDE else 2)
+    core = Core(multiply_adds=1) if lanes == 16 and target.attrs.get("mcpu") in _HALF_WIDE else Core()
+    return Machine(name, target, lanes, registers, core)
 
 
 def _from_flags(name: str) -> str | dict:

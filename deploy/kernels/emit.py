@@ -1,11 +1,14 @@
-"""Small words of the kernels: whole-vector loads, stores and shuffles on TVM's IR builder, and the activations."""
+"""The vocabulary of the kernels on TVM's IR builder: loads, stores and shuffles of whole vectors, loops, tasks.
+
+`lanes` is how many values a vector holds; with 1 it is a scalar.
+"""
 
 from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from ..onnx.graph import Activation
+from ..targets import Machine
 from .tiles import pieces
 
 
@@ -17,12 +20,9 @@ def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable):
     return builder.get()
 
 
-WORTH_SHARING = 6000  # cycles of work from which on a second thread gains more than the fork and join cost
-
-
-def tasks(count: int, cycles: float):
-    """A loop over tasks that take `cycles` together, shared by the threads if that pays."""
-    return (T.parallel if cycles > WORTH_SHARING and count > 1 else T.serial)(count)
+def tasks(machine: Machine, count: int, cycles: float):
+    """A loop over tasks that take `cycles` together, shared by the threads if that gains more than it costs."""
+    return (T.parallel if cycles > machine.core.fork_cycles and count > 1 else T.serial)(count)
 
 
 def load(buffer, at, lanes: int):
@@ -57,6 +57,7 @@ class Sums:
 
 
 def splat(value, lanes: int):
+    """A vector of one value."""
     value = T.float32(value) if isinstance(value, int | float) else value
     return value if lanes == 1 else T.broadcast(value, lanes)
 
@@ -71,67 +72,30 @@ def pick(value, chosen: Sequence[int], lanes: int):
     return T.Shuffle([value] * -(-len(chosen) // lanes), chosen)  # a shuffle may not be wider than what it is given
 
 
-def activate(value, activation: Activation, lanes: int):
-    match activation:
-        case None:
-            return value
-        case ("clip", low, high):
-            value = value if low is None else T.max(value, splat(low, lanes))
-            return value if high is None else T.min(value, splat(high, lanes))
-        case ("hard_swish",):
-            gate = activate(value + splat(3.0, lanes), ("clip", 0.0, 6.0), lanes)
-            return value * gate * splat(1 / 6, lanes)
-        case ("hard_sigmoid", alpha, beta):
-            return activate(value * splat(alpha, lanes) + splat(beta, lanes), ("clip", 0.0, 1.0), lanes)
-        case ("sigmoid",):
-            return splat(1.0, lanes) / (splat(1.0, lanes) + exponential(splat(0.0, lanes) - value, lanes))
-        case ("swish",):
-            return value * activate(value, ("sigmoid",), lanes)
-        case ("leaky_relu", alpha):
-            return T.max(value, splat(0.0, lanes)) + T.min(value, splat(0.0, lanes)) * splat(alpha, lanes)
-    raise AssertionError(activation)
+def transpose(vectors: list, lanes: int) -> list:
+    """`lanes` vectors of len(vectors) lanes, out of len(vectors) vectors of `lanes` lanes; both are powers of two.
 
-
-def exponential(value, lanes: int):
-    """e to the power of a vector, by a polynomial (of the Cephes library); LLVM would call expf for every lane."""
-    value = activate(value, ("clip", -87.3, 88.3), lanes)
-    power = T.floor(value * splat(1.4426950408889634, lanes) + splat(0.5, lanes))
-    rest = value - power * splat(0.693359375, lanes) + power * splat(2.12194440e-4, lanes)  # ln 2 in two parts
-    result = splat(1.9875691500e-4, lanes)
-    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
-        result = result * rest + splat(factor, lanes)
-    whole, float32 = (kind if lanes == 1 else f"{kind}x{lanes}" for kind in ("int32", "float32"))
-    bits = (T.Cast(whole, power) + _constant(127, lanes)) * _constant(1 << 23, lanes)  # 2 ** power
-    return result * T.reinterpret(float32, bits)
-
-
-def _constant(number: int, lanes: int):
-    return T.int32(number) if lanes == 1 else T.broadcast(T.int32(number), lanes)
-
-
-LINE = 16  # floats of a cache line
-AHEAD = 1024  # floats of a page of memory
-
-
-def columns(g, group, pointer, weight, body: Callable) -> None:
-    """Emit `body(weight index, offset index, u)` for every kept column of the group; u counts within a step.
-
-    g: a product's `group`, `columns`, `unroll` and `sparse`. Weights come from memory, once an image, and a processor
-    forgets at every page what it was reading, so they are fetched a page ahead.
+    Interleaving the first half of the vectors with the second rotates the bits of (vector, lane) by one.
     """
+    count = len(vectors)
+    if lanes == 1:
+        return [T.Shuffle(vectors, list(range(count)))] if count > 1 else vectors
+    vectors = [T.bind(v) for v in vectors]
+    order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+    for _ in range(count.bit_length() - 1):
+        pairs = zip(vectors[: count // 2], vectors[count // 2 :], strict=True)
+        vectors = [T.bind(T.Shuffle([a, b], half)) for a, b in pairs for half in (order[:lanes], order[lanes:])]
+    if count <= lanes:
+        return [pick(v, range(at, at + count), lanes) for v in vectors for at in range(0, lanes, count)]
+    each = count // lanes
+    return [T.Shuffle(vectors[i : i + each], list(range(count))) for i in range(0, count, each)]
 
-    def steps(count, first) -> None:
-        with T.serial(*count) as step:
-            place = step * g.unroll
-            for at in range(0, g.unroll * g.group, LINE):
-                prefetch(weight, (first + place) * g.group + AHEAD + at)
-            for u in range(g.unroll):
-                body(first + place + u, place + u, u)
 
-    if g.sparse:
-        steps((pointer[group], pointer[group + 1]), 0)
-    else:
-        steps((g.columns // g.unroll,), group * g.columns)
+def pairwise_sum(parts: list):
+    """The sum, in pairs: neither a long chain of additions nor its rounding."""
+    while len(parts) > 1:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
+    return parts[0]
 
 
 def over(length: int, lanes: int, body: Callable) -> None:
@@ -148,13 +112,18 @@ def over(length: int, lanes: int, body: Callable) -> None:
         body(length - width, width)
 
 
-def branch(index, ends: Sequence[int], bodies: Sequence[Callable]) -> None:
-    """Emit bodies[i] for the first i with index < ends[i]; the last needs no test."""
-    if len(bodies) == 1:
-        bodies[0]()
-        return
-    with T.If(index < ends[0]):
-        with T.Then():
-            bodies[0]()
-        with T.Else():
-            branch(index, ends[1:], bodies[1:])
+def by_shape(number, tiles: Sequence, code: Callable) -> None:
+    """Emit `code(shape)` for the shape (a Band or Strip of `tiles`) that tile `number` has: a chain of tests."""
+
+    def rest(tiles: Sequence, begin: int) -> None:
+        if len(tiles) == 1:
+            code(tiles[0])
+            return
+        end = begin + len(tiles[0].starts)
+        with T.If(number < end):
+            with T.Then():
+                code(tiles[0])
+            with T.Else():
+                rest(tiles[1:], end)
+
+    rest(tiles, 0)

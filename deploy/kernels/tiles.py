@@ -94,6 +94,7 @@ def _shape(tile: list[Vector]) -> tuple[tuple[int, int], tuple[Vector, ...]]:
     return (read, written), vectors
 
 
+@cache
 def plan(rows: int, columns: int, stride: int, lanes: int, per_tile: int) -> tuple[Band, ...]:
     """Deal a map of `rows` x `columns` pixels to tiles of at most `per_tile` vectors."""
     lines = _lines(rows, columns, stride, lanes)

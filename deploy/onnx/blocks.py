@@ -1,4 +1,4 @@
-"""Find 1xN blocks in weights, and lay the kept ones out as the kernels read them.
+"""Find 1xN blocks in weights.
 
 A weight (O, C, kh, kw) is a matrix of O rows and C * kh * kw columns. Rows are cut into groups of N neighbours (the
 last may be shorter); a block is one column of one group. It is dropped if all its weights are zero.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .graph import Conv
+from .graph import Conv, Graph
 
 SIZES = (32, 16, 8, 4, 2, 1)
 SPILL = 1.01  # kept blocks may hold this much more than the non-zero weights: a weight may be zero by chance
@@ -54,61 +54,13 @@ def with_covers(whole: Pattern, weight: np.ndarray) -> list[Pattern]:
     return [whole, *(Pattern(block, keep_blocks(weight, block)) for block in SIZES if whole.block < 4 <= block)]
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What a kernel reads: weight (steps of columns, group), offset a column, pointer a group in steps, bias padded."""
-
-    weight: np.ndarray
-    offset: np.ndarray
-    pointer: np.ndarray
-    bias: np.ndarray
-
-
-def pack(node: Conv, pattern: Pattern, choice, offsets: np.ndarray) -> Packed:
-    """Pack a convolution for the groups of rows of `choice` (a schedule.Choice): dense with one list of offsets.
-
-    offsets: (columns,) where each column's pixels lie. Every group gets whole steps of `unroll` columns: what is
-    missing is filled with zero weights.
-    """
-    group, unroll = choice.group, choice.unroll
-    dense = matrix(node.weight).astype(np.float32)
-    groups = -(-len(dense) // group)
-    keep = np.repeat(pattern.keep, pattern.block // group, axis=0)[:groups] if choice.sparse else None
-    dense = np.pad(dense, ((0, groups * group - len(dense)), (0, 0))).reshape(groups, group, -1)
-    bias = np.pad(node.bias.astype(np.float32), (0, groups * group - len(node.bias)))
-    if keep is None:
-        columns = np.arange(dense.shape[2])
-        lists = [columns] * groups
-    else:
-        lists = [np.flatnonzero(row) for row in keep]
-    weights, places, counts = [], [], []
-    for g, columns in enumerate(lists):
-        columns = columns[
-            np.argsort(offsets[columns], kind="stable")
-        ]  # sorted reads are twice as fast as scattered ones
-        extra = -len(columns) % unroll
-        weights.append(np.pad(dense[g][:, columns].T, ((0, extra), (0, 0))))
-        places.append(np.pad(offsets[columns], (0, extra)))
-        counts.append(len(places[-1]) // unroll)
-    offset = places[0] if keep is None else np.concatenate(places)
-    pointer = np.concatenate([[0], np.cumsum(counts)])
-    weight = np.concatenate(weights).reshape(-1)
-    if not len(offset):  # an empty layer still needs a buffer
-        weight, offset = np.zeros(group, np.float32), np.zeros(1)
-    return Packed(np.ascontiguousarray(weight, np.float32), offset.astype(np.int32), pointer.astype(np.int32), bias)
-
-
-def check(graph, block: int | None) -> None:
+def check(graph: Graph, block: int | None) -> None:
     """ValueError if some layers have zero blocks, but none has blocks of `block` rows. None accepts what is found."""
     if block is None:
         return
-    found = {node.name: find_blocks(node.weight) for node in graph.nodes if hasattr(node, "weight") and _is_conv(node)}
+    found = {node.name: find_blocks(node.weight) for node in graph.nodes if isinstance(node, Conv)}
     pruned = {name: pattern for name, pattern in found.items() if pattern.density < 0.99}
     if not any(pattern.block % block == 0 for pattern in pruned.values()):
         seen = sorted({pattern.block for pattern in pruned.values()})
         have = f"blocks of {', '.join(map(str, seen))} rows" if seen else "no zero blocks at all"
         raise ValueError(f"--bsr {block}: no layer has zero blocks of {block} rows; the weights have {have}")
-
-
-def _is_conv(node) -> bool:
-    return node.weight is not None and node.weight.ndim == 4

@@ -26,11 +26,13 @@ class Conv(Node):
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)  # above, left
     dilation: tuple[int, int] = (1, 1)
-    first: "Window | None" = None  # a depthwise convolution whose output only this one reads: inputs[0] is its input
+    depthwise: "Window | None" = None  # one whose output only this convolution reads: inputs[0] is its input
 
 
 @dataclass
 class Window(Node):
+    """A sum or maximum over each channel's own taps: depthwise convolution and pooling."""
+
     kind: str  # conv (depthwise), max, average
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -54,7 +56,9 @@ class Mean(Node):
 
 
 @dataclass
-class Move(Node):
+class SlicePad(Node):
+    """y[i] = x[starts + steps * i] on every axis, `fill` where that lies outside of x: slices and pads."""
+
     starts: tuple[int, ...]
     steps: tuple[int, ...]
     fill: float = 0.0
@@ -62,6 +66,8 @@ class Move(Node):
 
 @dataclass
 class Concat(Node):
+    """Side by side along an axis."""
+
     axis: int
 
 

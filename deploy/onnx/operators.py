@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .graph import Activation, Affine, Concat, Conv, Mean, Move, View, Window
+from .graph import Activation, Affine, Concat, Conv, Mean, SlicePad, View, Window
 
 
 def name(node) -> str:
@@ -193,7 +193,7 @@ def _pad(reader, node) -> None:
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
     new = [n + b + e for n, b, e in zip(shape, before, after, strict=True)]
     steps = (1,) * len(shape)
-    reader.add(Move, node, node.input[:1], new, starts=tuple(-b for b in before), steps=steps, fill=fill)
+    reader.add(SlicePad, node, node.input[:1], new, starts=tuple(-b for b in before), steps=steps, fill=fill)
 
 
 def _slice(reader, node) -> None:
@@ -205,7 +205,7 @@ def _slice(reader, node) -> None:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         ranges[axis] = range(shape[axis])[int(start) : int(end) : int(step)]
     reader.add(
-        Move, node, node.input[:1], map(len, ranges),
+        SlicePad, node, node.input[:1], map(len, ranges),
         starts=tuple(r.start for r in ranges), steps=tuple(r.step for r in ranges),
     )  # fmt: skip
 
@@ -239,7 +239,7 @@ def _cut(reader, node, x: str, output: str, axis: int, start: int, length: int) 
     shape = list(reader.shape(x))
     starts = tuple(start if i == axis else 0 for i in range(len(shape)))
     shape[axis] = length
-    return reader.put(Move, node, [x], output, shape, starts=starts, steps=(1,) * len(shape))
+    return reader.put(SlicePad, node, [x], output, shape, starts=starts, steps=(1,) * len(shape))
 
 
 def _transpose(reader, node) -> None:

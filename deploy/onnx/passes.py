@@ -132,7 +132,7 @@ def fuse_depthwise(graph: Graph) -> None:
             continue
         window = _producers(graph).get(node.inputs[0])
         if isinstance(window, Window) and window.kind == "conv" and graph.only_user(window) is node:
-            node.first, node.inputs = window, [*window.inputs, *node.inputs[1:]]
+            node.depthwise, node.inputs = window, [*window.inputs, *node.inputs[1:]]
             graph.nodes.remove(window)
 
 

@@ -1,13 +1,13 @@
 """Cycles of a kernel by measuring it, instead of counting them: what `--tune FILE` does.
 
-A convolution (or depthwise one, or a pooling) is compiled alone with the kernel and the layout in question, and timed,
-here or on the device of `--rpc`. Equal ones are timed once. FILE keeps what was measured, after every measurement: an
-interrupted tuning goes on where it was, and with a complete file nothing is measured, so it can be shipped.
+A convolution (or depthwise one, or a pooling) is compiled alone with the kernel in question, and timed, here or on the
+device of `--rpc`. Equal ones are timed once. FILE keeps what was measured, after every measurement: an interrupted
+tuning goes on where it was, and with a complete file nothing is measured, so it can be shipped.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import tvm
@@ -15,77 +15,81 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from utils.files import save_json
 
-from ..codegen import lower
-from ..kernels.schedule import Choice
+from ..codegen.program import make_program
+from ..kernels.family import Family, Schedule, Site
+from ..kernels.nchw_elementwise import NCHWSlicePad
+from ..kernels.reorder import Reorder
 from ..onnx.blocks import Pattern
-from ..onnx.graph import Conv, Graph, Move, Node, Window
-from ..plan.layout import Layout, borders
+from ..onnx.graph import Conv, Graph, Node, SlicePad, Window
+from ..plan.cost import Choice, Costs, rivals
+from ..plan.layout import Plan, plan_of
 from ..targets import Machine
 from . import clock
 
+VERSION = 2  # of the file: of what its keys say
 ROUNDS, RUNS = 5, 10  # of timed calls: the mean of a round, the least of the rounds
-AROUND = ("turn", "move")  # kernels that are there only because the layer stands alone
+CANDIDATES = 3  # dense and sparse ones of a node that are measured, the cheapest by the families' rules
 
 
-def alone(graph: Graph, node: Node) -> Graph:
-    """A network of one node; what is added to its output is cut from its input."""
+def alone(
+    graph: Graph, node: Node, schedule: Schedule, pattern: Pattern | None, machine: Machine
+) -> tuple[Graph, Plan]:
+    """A network of one node and its plan; what is added to the node's output is cut from its input."""
     nodes, (source, *added) = [node], node.inputs
+    chosen = {node.output: Choice(0.0, schedule, pattern)}
     for name in set(added) - {source}:
         axes = len(graph.shapes[name])
-        nodes.insert(0, Move(name, [source], name, (0,) * axes, (1,) * axes))
-    return Graph(nodes, graph.shapes, source, node.output)
+        nodes.insert(0, SlicePad(name, [source], name, (0,) * axes, (1,) * axes))
+        chosen[name] = Choice(0.0, Schedule(NCHWSlicePad))
+    network = Graph(nodes, graph.shapes, source, node.output)
+    return network, plan_of(network, machine, {node.output} if schedule.family.nchwc else set(), chosen)
 
 
-def milliseconds(graph: Graph, machine: Machine, layout: Layout, place) -> float:
-    """Of the kernels of a network of one node."""
-    module, _ = lower.program(graph, machine, layout)
-    calls = [call for call in lower.calls(module) if not call[0].startswith(AROUND)]
+def milliseconds(graph: Graph, machine: Machine, plan: Plan, place) -> float:
+    """Of the kernels of a network of one node, without those that are there only because it stands alone."""
+    program = make_program(graph, machine, plan)
+    module, around = program.module, (Reorder, NCHWSlicePad)
+    calls = [(name, arrays) for kernel, name, arrays in program.calls() if not isinstance(kernel, around)]
     kernels = {name: module[name].with_attr("global_symbol", name) for name, _ in calls}
     return 1e3 * sum(clock.seconds(tvm.IRModule(kernels), calls, machine, place, RUNS, ROUNDS))
 
 
-def key(graph: Graph, node: Conv | Window, lanes: bool, choice: Choice | None, pattern: Pattern | None) -> str:
+def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> str:
     """All that decides how long it takes, as JSON that can be read."""
-    window = node if isinstance(node, Window) else node.first
-    facts = {"layout": "lanes" if lanes else "planes", "x": graph.shapes[node.inputs[0]]}
+    window = node if isinstance(node, Window) else node.depthwise
+    facts = {"family": schedule.family.name, "x": graph.shapes[node.inputs[0]]}
     if window:
         fields = ("kind", "kernel", "stride", "pad", "dilation", "activation")
         facts["window"] = {name: getattr(window, name) for name in fields}
-    if choice:
+    if isinstance(node, Conv):
         fields = ("stride", "pad", "dilation", "activation")
         facts |= {"weight": node.weight.shape, **{name: getattr(node, name) for name in fields}}
-        facts |= {"added": len(node.inputs) > 1, **asdict(choice)}
-        del facts["cycles"]
-        if choice.sparse:
+        facts |= {"added": len(node.inputs) > 1}
+        facts |= {name: getattr(schedule, name) for name in ("group", "tile", "unroll")}
+        if schedule.sparse:
             facts["sparse"] = {"block": pattern.block, "density": round(pattern.density, 3)}
     return json.dumps(facts)
 
 
-class Tuner:
-    """Measured cycles, and the file that keeps them. ValueError for a file of something else or of another computer."""
+class Times:
+    """Measured times, and the file that keeps them. ValueError for a file of something else or of another computer."""
 
     def __init__(self, path: str | Path, machine: Machine, place=None):
         self.path, self.machine, self.place = Path(path), machine, place or clock.Here()
         here = {"target": str(machine.target), "threads": machine.threads}
-        self.state = _read(self.path) if self.path.exists() else {**here, "cpu": self.place.processor, "times_ms": {}}
+        new = {"version": VERSION, **here, "cpu": self.place.processor, "times_ms": {}}
+        self.state = _read(self.path) if self.path.exists() else new
         for name, value in here.items():
             if self.state[name] != value:
                 raise ValueError(f"{path} was measured with {name} {self.state[name]}, not {value}")
 
-    def track(self, nodes: list[Node]) -> Iterator[Node]:
-        """The nodes, with progress and the time left on the screen."""
-        columns = (TextColumn("tuning: layer"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
-            yield from progress.track(nodes)
-
-    def cycles(self, graph: Graph, node: Conv | Window, lanes: bool, choice=None, pattern=None) -> float:
+    def cycles(self, graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> float:
         """Of a node and a batch on all threads together: measured now, or earlier."""
-        name, times = key(graph, node, lanes, choice, pattern), self.state["times_ms"]
+        name, times = key(graph, node, schedule, pattern), self.state["times_ms"]
         if name not in times:
             self._check()
-            network, inside = alone(graph, node), {node.output} if lanes else set()
-            layout = Layout(inside, borders(network, inside), {node.output: choice}, {node.output: pattern})
-            times[name] = round(milliseconds(network, self.machine, layout, self.place), 6)
+            network, plan = alone(graph, node, schedule, pattern, self.machine)
+            times[name] = round(milliseconds(network, self.machine, plan, self.place), 6)
             save_json(self.path, self.state)
         return times[name] * 1e6 * self.state["gigahertz"] * self.machine.threads
 
@@ -97,7 +101,33 @@ class Tuner:
             raise ValueError(f"{self.path} lacks kernels, and was measured on another processor ({self.state['cpu']})")
         if "gigahertz" not in self.state:
             one = replace(self.machine, threads=1)
-            self.state["gigahertz"] = clock.peak_gflops(one, self.place) / (2 * one.lanes * one.multiply_adds)
+            peak = clock.peak_gflops(one, self.place)
+            self.state["gigahertz"] = peak / (2 * one.lanes * one.core.multiply_adds)
+
+
+class MeasuredCosts(Costs):
+    """Costs of convolutions, depthwise ones and pooling by the clock; of the rest by the families' rules."""
+
+    def __init__(self, times: Times, *arguments, **options):
+        self.times = times
+        super().__init__(*arguments, **options)
+
+    def track(self, nodes: list[Node]) -> Iterable[Node]:
+        """The nodes, with progress and the time left on the screen."""
+        columns = (TextColumn("tuning: layer"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            yield from progress.track(nodes)
+
+    def compared(self, families: list[type[Family]], site: Site, pattern: Pattern | None) -> list[Schedule]:
+        return rivals(families, site, self.machine, pattern, CANDIDATES)
+
+    def cost(self, site: Site, schedule: Schedule, pattern: Pattern | None) -> float:
+        node = site.node
+        if not isinstance(node, Conv | Window):
+            return super().cost(site, schedule, pattern)
+        if isinstance(node, Conv) and node.depthwise and not schedule.family.nchwc:  # which is another kernel
+            node = replace(node, inputs=[node.depthwise.output, *node.inputs[1:]], depthwise=None)
+        return self.times.cycles(self.graph, node, schedule, pattern)
 
 
 def _read(path: Path) -> dict:
@@ -108,4 +138,6 @@ def _read(path: Path) -> dict:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is no file of measured kernels, which --tune writes") from None
+    if state.get("version") != VERSION:
+        raise ValueError(f"{path} was written by another version of --tune: remove it, and measure again")
     return state
