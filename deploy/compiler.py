@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ def compile_onnx(
 ) -> Compiled:
     """Compile the network in an ONNX file.
 
-    target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch:
+    target: native, a row of targets.TARGETS, or any TVM target. threads: as many as there are cores if not said. batch:
     fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
     sparse. dense: compile every layer dense. image_size: fixes height and width that the file leaves open.
     tune: choose kernels by measuring, and keep what was measured in this file.
@@ -51,12 +51,14 @@ def compile_graph(
     dump(name, program) sees the program on its way. device: the `remote.Device` that tuning measures on.
     """
     threads = threads or machine.cores()
-    aim = replace(find_machine(target), threads=threads)
+    aim = find_machine(target)
     from .codegen import build, compiled, program  # here, so that a missing TVM was explained by now
     from .plan.cost import Costs
     from .plan.layout import make_plan
+    from .tuning import core
     from .tuning.tune import MeasuredCosts, Times
 
+    aim = replace(aim if aim.known or device else core.described(aim, tune), threads=threads)
     facts = (graph, aim, dense, sparsity)
     costs = MeasuredCosts(Times(tune, aim, device), *facts) if tune else Costs(*facts)
     made = program.make_program(graph, aim, make_plan(costs))
@@ -67,6 +69,7 @@ def compile_graph(
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),
         "requires": aim.requires,
+        "core": asdict(aim.core),
         "threads": threads,
         "tuned": str(tune) if tune else None,
         "batch": graph.shapes[graph.input][0],

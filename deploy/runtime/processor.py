@@ -7,13 +7,21 @@ import platform
 from functools import cache
 from pathlib import Path
 
-# Flags of /proc/cpuinfo that LLVM calls otherwise. All other names that start like these are the same without "_".
+_SAME = (
+    "ssse3 popcnt movbe f16c fma bmi2 gfni avx avx2 avx512f avx512cd avx512bw avx512dq avx512vl avx512ifma avx512vbmi"
+    " i8mm bf16 sve sve2"
+)
+_WITHOUT_UNDERSCORE = (
+    "avx512_vbmi2 avx512_vnni avx512_bitalg avx512_vpopcntdq avx512_bf16 avx512_fp16 avx512_vp2intersect avx_vnni"
+)
 LLVM_NAMES = {
+    **{flag: flag for flag in _SAME.split()},
+    **{flag: flag.replace("_", "") for flag in _WITHOUT_UNDERSCORE.split()},
     "sse4_1": "sse4.1", "sse4_2": "sse4.2", "abm": "lzcnt", "bmi1": "bmi",
     "amx_tile": "amx-tile", "amx_bf16": "amx-bf16", "amx_int8": "amx-int8", "amx_fp16": "amx-fp16",
     "asimd": "neon", "asimdhp": "fullfp16", "asimddp": "dotprod", "asimdrdm": "rdm", "atomics": "lse", "lrcpc": "rcpc",
 }  # fmt: skip
-SAME_NAMES = ("avx", "f16c", "fma", "bmi2", "popcnt", "movbe", "ssse3", "gfni", "i8mm", "bf16", "sve")
+CHECKED = frozenset(LLVM_NAMES.values())  # the features of LLVM that `features` tells about
 
 
 def architecture() -> str:
@@ -22,26 +30,14 @@ def architecture() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
-def llvm_name(flag: str) -> str | None:
-    """LLVM's name of a flag of /proc/cpuinfo; None for one that no kernel depends on."""
-    if flag in LLVM_NAMES:
-        return LLVM_NAMES[flag]
-    return flag.replace("_", "") if flag.startswith(SAME_NAMES) else None
-
-
-def matters(feature: str) -> bool:
-    """Whether one of LLVM's features is among those that `features` reports."""
-    return feature in LLVM_NAMES.values() or feature.startswith(SAME_NAMES)
-
-
 @cache
 def features() -> frozenset[str] | None:
-    """LLVM's names of the features that the processor has; None where the system does not list them."""
+    """Those of CHECKED that the processor has; None where the system does not list them."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.is_file() else ():
         key, _, flags = line.partition(":")
         if key.strip() in ("flags", "Features"):
-            return frozenset(filter(None, map(llvm_name, flags.split())))
+            return frozenset(LLVM_NAMES[flag] for flag in flags.split() if flag in LLVM_NAMES)
     return None
 
 
@@ -51,3 +47,13 @@ def lacking(requires: dict) -> list[str]:
         return [requires["architecture"]]
     have = features()
     return [] if have is None else sorted(set(requires.get("features", ())) - have)
+
+
+def caches() -> dict[int, int]:
+    """Bytes of the data caches of one core by their level, as far as Linux lists them."""
+    found = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction" and size.endswith("K"):
+            found[int(level)] = int(size[:-1]) * 1024
+    return found
