@@ -1,4 +1,4 @@
-"""What every ONNX operator becomes: one function an operator, in the table READERS."""
+"""What every ONNX operator becomes, as opsets from reader.OPSET on define it: one function each, in READERS."""
 
 from collections.abc import Callable
 
@@ -145,7 +145,7 @@ def _activation(make: Callable) -> Callable:
 
 
 def _clip(reader, node, a: dict) -> Activation:
-    low, high = reader.constant(node, 1, a.get("min")), reader.constant(node, 2, a.get("max"))
+    low, high = reader.constant(node, 1), reader.constant(node, 2)
     return ("clip", *(None if v is None else float(np.asarray(v).reshape(())) for v in (low, high)))
 
 
@@ -153,7 +153,7 @@ def _mean(reader, node) -> None:
     shape = reader.shape(node.input[0])
     a = reader.attributes(node)
     if node.op_type == "ReduceMean":
-        axes = reader.constant(node, 1, a.get("axes", ()))
+        axes = reader.constant(node, 1, ())
         if sorted(int(axis) % len(shape) for axis in axes) != [2, 3]:
             raise ValueError(f"{title(node)} is no mean over height and width")
     keep = node.op_type == "GlobalAveragePool" or a.get("keepdims", 1)
@@ -170,7 +170,7 @@ def _view(reader, node) -> None:
         new = [shape[i] if n == 0 else int(n) for i, n in enumerate(reader.constant(node, 1))]
         new = [int(np.prod(shape)) // -int(np.prod(new)) if n == -1 else n for n in new]
     else:
-        axes = [int(axis) for axis in np.atleast_1d(reader.constant(node, 1, a.get("axes", ())))]
+        axes = [int(axis) for axis in reader.constant(node, 1, ())]
         if node.op_type == "Squeeze":
             axes = [axis % len(shape) for axis in axes] or [i for i, n in enumerate(shape) if n == 1]
             new = [n for i, n in enumerate(shape) if i not in axes]
@@ -185,8 +185,8 @@ def _pad(reader, node) -> None:
     shape, a = reader.shape(node.input[0]), reader.attributes(node)
     if a.get("mode", b"constant") != b"constant":
         raise ValueError(f"{title(node)} pads by {a['mode'].decode()}, only constant is supported")
-    pads = [int(n) for n in reader.constant(node, 1, a.get("pads"))]
-    fill = float(reader.constant(node, 2, np.array(a.get("value", 0.0))).reshape(()))
+    pads = [int(n) for n in reader.constant(node, 1)]
+    fill = float(reader.constant(node, 2, np.zeros(())).reshape(()))
     axes = [int(n) % len(shape) for n in reader.constant(node, 3, range(len(shape)))]
     before, after = [0] * len(shape), [0] * len(shape)
     for i, axis in enumerate(axes):
@@ -227,9 +227,7 @@ def _split(reader, node) -> None:
     shape, a = reader.shape(node.input[0]), reader.attributes(node)
     axis = a.get("axis", 0) % len(shape)
     even = -(-shape[axis] // len(node.output))
-    lengths = reader.constant(
-        node, 1, a.get("split", [min(even, shape[axis] - i * even) for i in range(len(node.output))])
-    )
+    lengths = reader.constant(node, 1, [min(even, shape[axis] - i * even) for i in range(len(node.output))])
     for output, start, length in zip(node.output, np.cumsum([0, *lengths]), lengths, strict=False):
         _cut(reader, node, reader.tensor(node.input[0]), output, axis, int(start), int(length))
 

@@ -11,6 +11,8 @@ import numpy as np
 from .graph import Graph, Node
 from .operators import READERS, name, title
 
+OPSET = 18  # older files are converted to it
+
 
 class _Reader:
     """One ONNX node at a time; `constants` grows as nodes turn out to be computable."""
@@ -18,6 +20,7 @@ class _Reader:
     def __init__(self, model):
         from onnx import helper, numpy_helper
 
+        self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.attribute_value = helper.get_attribute_value
         self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -43,7 +46,9 @@ class _Reader:
         elif all(name in self.constants for name in inputs):
             from onnx.reference import ReferenceEvaluator
 
-            values = ReferenceEvaluator(node).run(None, {name: self.constants[name] for name in inputs})
+            values = ReferenceEvaluator(node, opsets=self.opsets).run(
+                None, {name: self.constants[name] for name in inputs}
+            )
             self.constants.update(zip(node.output, values, strict=True))
         elif node.op_type in READERS:
             READERS[node.op_type](self, node)
@@ -64,6 +69,21 @@ class _Reader:
         self.nodes.append(make(name(node), [self.tensor(i) for i in inputs], output, **fields))
         self.shapes[output] = tuple(int(length) for length in shape)
         return output
+
+
+def _modern(model, path):
+    """The model without functions of its own, and with operators as opset OPSET or a later one defines them."""
+    from onnx import inliner, version_converter
+
+    model = inliner.inline_local_functions(model)
+    version = next((entry.version for entry in model.opset_import if entry.domain == ""), OPSET)
+    if version >= OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--onnx_path {path} has opset {version}, and cannot be made {OPSET} ({reason})") from error
 
 
 def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | None) -> tuple[int, ...]:
@@ -99,6 +119,7 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
         raise ValueError(
             f"--onnx_path {path} is not a valid ONNX file ({str(error).strip().splitlines()[0]})"
         ) from error
+    model = _modern(model, path)
     reader = _Reader(model)
     inputs = [i for i in model.graph.input if i.name not in reader.constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
