@@ -16,7 +16,7 @@ from .onnx.reader import read_onnx
 from .targets import find_machine
 
 if TYPE_CHECKING:
-    from .codegen.compiled import Compiled
+    from .codegen.build import Compiled
 
 FORMAT_VERSION = 2  # of deploy.json: of its fields, and of the texts that name kernels
 
@@ -52,15 +52,15 @@ def compile_graph(
     """
     threads = threads or machine.cores()
     aim = find_machine(target)
-    from .codegen import build, compiled, program  # here, so that a missing TVM was explained by now
-    from .plan.cost import Costs
+    from .codegen import build, program  # here, so that a missing TVM was explained by now
+    from .plan.cost import CostModel
     from .plan.layout import make_plan
     from .tuning import core
-    from .tuning.tune import MeasuredCosts, Times
+    from .tuning.tune import MeasuredCostModel, Times
 
     aim = replace(aim if aim.known or device else core.described(aim, tune), threads=threads)
     facts = (graph, aim, dense, sparsity)
-    costs = MeasuredCosts(Times(tune, aim, device), *facts) if tune else Costs(*facts)
+    costs = MeasuredCostModel(Times(tune, aim, device), *facts) if tune else CostModel(*facts)
     made = program.make_program(graph, aim, make_plan(costs))
     executable, weights = build.build(made.module, aim, dump)
     info = {
@@ -77,4 +77,4 @@ def compile_graph(
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
         "layers": made.layers,
     }
-    return compiled.Compiled(executable, weights, info)
+    return build.Compiled(executable, weights, info)

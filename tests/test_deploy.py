@@ -37,7 +37,7 @@ def run_nodes(nodes: list, shapes: dict, x: np.ndarray, machine=None, dense=Fals
     network = graph.Graph(nodes, shapes, "x", "y")
     passes.fuse_depthwise(network)
     machine = machine or targets.find_machine()
-    made = program.make_program(network, machine, layout.make_plan(cost.Costs(network, machine, dense)))
+    made = program.make_program(network, machine, layout.make_plan(cost.CostModel(network, machine, dense)))
     executable, weights = build.build(made.module, machine)
     return Library(executable.module, weights, {"threads": 2, "input": {"shape": x.shape}}).run(x)
 
@@ -134,10 +134,10 @@ def test_every_convolution_kernel_equals_the_oracle(case):
         )
     )  # fmt: skip
 
-    def compared(self, families, site, pattern):
+    def compared(self, families, work, pattern):
         """One of all candidates, cheap in the layout that is to be tested."""
         groups = [g for g in blocks.SIZES if pattern.block % g == 0] if case["sparse"] else [1, 4, 8, 12, 16, 24, 32]
-        every = [(f, *tiling) for f in families for tiling in f.tilings(site, self.machine, groups)]
+        every = [(f, *tiling) for f in families for tiling in f.tilings(work, self.machine, groups)]
         if not every:
             return []
         kernel, *tiling = every[case["candidate"] % len(every)]
@@ -145,7 +145,7 @@ def test_every_convolution_kernel_equals_the_oracle(case):
         return [family.Schedule(kernel, case["sparse"], *tiling, pattern.density, cycles)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost.Costs, "compared", compared)
+        patch.setattr(cost.CostModel, "compared", compared)
         close(run_nodes(nodes, shapes, x, machine), ACTIVATIONS[case["activation"]](expected))
 
 
@@ -279,7 +279,7 @@ def test_what_stays_in_the_cache_is_cheaper_by_its_way_out_and_back(monkeypatch)
     nodes, shapes = everything(np.random.default_rng(0), 16, 14, 3, 2, None, separable=False)
     network = graph.Graph(nodes, {"x": (2, 3, 14, 14), **shapes}, "x", "y")
     passes.fuse_depthwise(network)
-    costs, totals = cost.Costs(network, machine), []
+    costs, totals = cost.CostModel(network, machine), []
     for most in (0, 10**9):
         monkeypatch.setattr(fusion, "WIDE", (most, most))
         totals.append(layout.total(costs, {name for name, (_, nchwc) in costs.nodes.items() if nchwc is not None}))
@@ -348,13 +348,13 @@ def test_blocks_are_found_in_the_weights():
     rng = np.random.default_rng(0)
     for block in blocks.SIZES:
         weight = block_weight(rng, 64, 50, (1, 1), block, 0.5, False)
-        pattern = blocks.find_blocks(weight)
+        pattern = blocks.find_pattern(weight)
         assert pattern.block == block
         assert pattern.density == pytest.approx(np.count_nonzero(weight) / weight.size)
-    assert blocks.find_blocks(np.ones((10, 3, 1, 1))).density == 1.0  # dense, with a short last group
-    assert blocks.find_blocks(np.zeros((10, 3, 1, 1))).density == 0.0
+    assert blocks.find_pattern(np.ones((10, 3, 1, 1))).density == 1.0  # dense, with a short last group
+    assert blocks.find_pattern(np.zeros((10, 3, 1, 1))).density == 0.0
     short = block_weight(rng, 18, 100, (1, 1), 4, 0.5, False)
-    assert blocks.find_blocks(short).block == 4
+    assert blocks.find_pattern(short).block == 4
 
 
 def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
@@ -362,7 +362,7 @@ def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
     alive[:, :3] = True  # three positions that all filters keep,
     alive[np.arange(64), np.random.default_rng(0).integers(3, 9, 64)] = True  # and one that each has for itself
     weight = np.broadcast_to(alive.reshape(64, 1, 3, 3), (64, 64, 3, 3)).astype(np.float32)
-    whole = blocks.find_blocks(weight)
+    whole = blocks.find_pattern(weight)
     assert whole.block < 4
     found = blocks.with_covers(whole, weight)
     assert [pattern.block for pattern in found[1:]] == [32, 16, 8, 4]
@@ -371,7 +371,7 @@ def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
         assert not weight.reshape(64, -1)[dropped].any()
     node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(64, np.float32), pad=(1, 1))
     network = graph.Graph([node], {"x": (1, 64, 16, 16), "y": (1, 64, 16, 16)}, "x", "y")
-    plan = layout.make_plan(cost.Costs(network, targets.find_machine()))
+    plan = layout.make_plan(cost.CostModel(network, targets.find_machine()))
     assert plan.schedules["y"].sparse
     assert plan.patterns["y"].block >= 4
     x = np.random.default_rng(1).standard_normal((1, 64, 16, 16)).astype(np.float32)

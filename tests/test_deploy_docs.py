@@ -41,7 +41,7 @@ def test_the_example_is_chosen_and_computes_the_average(families, monkeypatch, s
     shapes = {"x": x.shape, "y": expected.shape}
     node = graph.Window("pool", ["x"], "y", kind="average", activation=("clip", 0.0, None), **pads)
     network = graph.Graph([node], shapes, "x", "y")
-    plan = layout.make_plan(cost.Costs(network, machine))
+    plan = layout.make_plan(cost.CostModel(network, machine))
     assert plan.schedules["y"].family is families[-1]
     names = [name for _, name, _ in program.make_program(network, machine, plan).calls()]
     assert any(name.startswith("nchwc_average_pool") for name in names)

@@ -111,6 +111,6 @@ def test_the_measured_core_chooses_as_the_fitted_row(measured):
     network = graph.Graph(nodes, {"x": (2, 3, 28, 28), **shapes, "y": (2, 256, 14, 14)}, "x", "y")
     passes.fuse_depthwise(network)
     for facts in (machine.core, measured):
-        plan = layout.make_plan(cost.Costs(network, replace(machine, core=facts)))
+        plan = layout.make_plan(cost.CostModel(network, replace(machine, core=facts)))
         plans.append((plan.nchwc, {name: replace(s, cycles=0.0) for name, s in plan.schedules.items()}))
     assert plans[0] == plans[1]

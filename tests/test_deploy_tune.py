@@ -79,7 +79,7 @@ def test_what_stands_around_a_layer_is_not_counted(tmp_path, monkeypatch):
         assert [v.name_hint for v in module.functions] == ["nchwc_conv_3"]
         return [8e-3]
 
-    best, real = cost.Costs(network, machine).best(node, True), program.make_program
+    best, real = cost.CostModel(network, machine).best(node, True), program.make_program
     monkeypatch.setattr(tune, "make_program", make_program)
     monkeypatch.setattr(clock, "seconds", seconds)
     peak = 3 * 2 * machine.lanes * machine.core.multiply_adds  # at 3 GHz
@@ -101,7 +101,7 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
             return float(sum(counts))
 
         monkeypatch.setattr(tune, "milliseconds", milliseconds)
-        return layout.make_plan(tune.MeasuredCosts(tune.Times(file, machine), network_of(path), machine))
+        return layout.make_plan(tune.MeasuredCostModel(tune.Times(file, machine), network_of(path), machine))
 
     with pytest.raises(KeyboardInterrupt):
         arrange(0)
@@ -126,7 +126,7 @@ def test_the_fastest_candidate_is_taken_whichever_it_is(tmp_path, monkeypatch):
         return 0.001 if asked[-1] == fastest else 1.0
 
     def arrange(file: str) -> layout.Plan:
-        return layout.make_plan(tune.MeasuredCosts(tune.Times(tmp_path / file, machine), network, machine))
+        return layout.make_plan(tune.MeasuredCostModel(tune.Times(tmp_path / file, machine), network, machine))
 
     monkeypatch.setattr(tune, "milliseconds", milliseconds)
     arrange("all.json")

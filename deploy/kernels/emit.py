@@ -3,11 +3,13 @@
 `lanes` is how many values a vector holds; with 1 it is a scalar.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.geometry import Layout
 from ..targets import Machine
 from .tiles import pieces
 
@@ -60,6 +62,16 @@ def splat(value, lanes: int):
     """A vector of one value."""
     value = T.float32(value) if isinstance(value, int | float) else value
     return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+@contextmanager
+def when(condition, needed: bool = True) -> Iterator[None]:
+    """What is emitted inside runs under the condition; always, where that is not needed."""
+    if not needed:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
 
 
 def pick(value, chosen: Sequence[int], lanes: int):
@@ -127,3 +139,19 @@ def by_shape(number, tiles: Sequence, code: Callable) -> None:
                 rest(tiles[1:], end)
 
     rest(tiles, 0)
+
+
+def clear_halo(layout: Layout, y, at, condition) -> None:
+    """Zeros around the block at y[at], so that windows need no test; written by the task that fulfils `condition`."""
+    if not layout.halo:
+        return
+    block, zero = layout.block, splat(0.0, layout.block)
+    wide = layout.halo * layout.row_stride // block
+    with when(condition):
+        for begin in (0, (layout.rows + layout.halo) * layout.row_stride):
+            with T.serial(wide) as i:
+                store(y, at + begin + i * block, zero, block)
+        with T.serial(layout.rows) as row:
+            for i in range(layout.halo):
+                store(y, at + layout.at(0, i - layout.halo) + row * layout.row_stride, zero, block)
+                store(y, at + layout.at(0, layout.columns + i) + row * layout.row_stride, zero, block)

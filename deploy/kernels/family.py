@@ -49,7 +49,7 @@ class Schedule:
         return f"{'sparse' if self.sparse else 'dense'}, {self.family.tiles_text.format(self)}"
 
 
-class Site:
+class Workload:
     """A node where it stands in its graph: what the choice of its kernel depends on, beside the machine."""
 
     def __init__(self, graph: Graph, node: Node):
@@ -128,22 +128,22 @@ class Family(Kernel):
     tiles_text: ClassVar[str] = ""  # a format of a Schedule
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
+    def fits(cls, work: Workload, machine: Machine) -> bool:
         """Whether it can compute the node."""
         return True
 
     @classmethod
-    def candidates(cls, site: Site, machine: Machine, pattern: Pattern | None) -> Iterator[Schedule]:
+    def candidates(cls, work: Workload, machine: Machine, pattern: Pattern | None) -> Iterator[Schedule]:
         """Schedules with their cycles, each of which fits the registers. pattern: of kept blocks, None for dense."""
-        yield replace(Schedule(cls), cycles=cls.cycles(site, Schedule(cls), machine))
+        yield replace(Schedule(cls), cycles=cls.cycles(work, Schedule(cls), machine))
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, machine: Machine) -> float:
+    def cycles(cls, work: Workload, schedule: Schedule, machine: Machine) -> float:
         """Of an image on one thread. Only the order of alternatives matters, not the cycles themselves."""
         return 0.0
 
     @classmethod
-    def prologue_cycles(cls, site: Site, machine: Machine) -> float:
+    def prologue_cycles(cls, work: Workload, machine: Machine) -> float:
         """Of what runs in front of the kernel, or inside of it, because this family needs it."""
         return 0.0
 
@@ -165,25 +165,25 @@ class ConvFamily(Family):
 
     @classmethod
     @abstractmethod
-    def dense_groups(cls, site: Site, machine: Machine) -> list[int]:
+    def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
         """How many rows to compute together where all share their columns."""
 
     @classmethod
     @abstractmethod
-    def tilings(cls, site: Site, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
+    def tilings(cls, work: Workload, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
         """(group, tile, unroll) that fit the registers."""
 
     @classmethod
-    def candidates(cls, site: Site, machine: Machine, pattern: Pattern | None) -> Iterator[Schedule]:
-        kinds = [(False, cls.dense_groups(site, machine), 1.0)]
+    def candidates(cls, work: Workload, machine: Machine, pattern: Pattern | None) -> Iterator[Schedule]:
+        kinds = [(False, cls.dense_groups(work, machine), 1.0)]
         if pattern is not None and pattern.density < 1.0:
             block = pattern.block
             divisors = [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)]
             kinds.append((True, divisors, pattern.density))
         for sparse, groups, density in kinds:
-            for group, tile, unroll in cls.tilings(site, machine, groups):
+            for group, tile, unroll in cls.tilings(work, machine, groups):
                 schedule = Schedule(cls, sparse, group, tile, unroll, density)
-                yield replace(schedule, cycles=cls.cycles(site, schedule, machine))
+                yield replace(schedule, cycles=cls.cycles(work, schedule, machine))
 
 
 def step_cycles(m: Machine, fmas: int, loads: float, pixels: float, weights: float, unroll: int) -> float:

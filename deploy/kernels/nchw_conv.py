@@ -10,9 +10,9 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.geometry import Polyphase, nchw
 from ..onnx.graph import Conv
 from ..targets import Machine
-from .emit import tasks
+from .emit import tasks, when
 from .epilogue import Epilogue
-from .family import Caller, ConvFamily, Schedule, Site
+from .family import Caller, ConvFamily, Schedule, Workload
 from .polyphase import PolyphaseSplit
 from .product import Product, pack
 from .tiles import Band
@@ -31,23 +31,23 @@ class NCHWConv(ConvFamily):
     cycles_in_all: int  # about what it takes on one thread
 
     @classmethod
-    def dense_groups(cls, site: Site, machine: Machine) -> list[int]:
-        rows = site.weight_shape[0]
+    def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
+        rows = work.weight_shape[0]
         return [g for g in (4, 8, 12, 16, 32, 64) if g < rows + 4] or [rows]
 
     @classmethod
-    def weight_cycles(cls, site: Site, schedule: Schedule, m: Machine) -> float:
+    def weight_cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
         """To fetch the weights and the offset of a column."""
-        rows, columns = site.weight_shape
+        rows, columns = work.weight_shape
         each = 4 * (schedule.group + schedule.sparse)
         near = -(-rows // schedule.group) * columns * schedule.density * each < m.core.l2_bytes // 2
         return each / (m.core.l2_rate if near else m.core.l3_rate)
 
     @classmethod
-    def prologue_cycles(cls, site: Site, machine: Machine) -> float:
-        if site.node.depthwise or not site.polyphase.needed:
+    def prologue_cycles(cls, work: Workload, machine: Machine) -> float:
+        if work.node.depthwise or not work.polyphase.needed:
             return 0.0
-        return site.x[1] * site.polyphase.size / 4  # short rows: a quarter of a cycle a value
+        return work.x[1] * work.polyphase.size / 4  # short rows: a quarter of a cycle a value
 
     @classmethod
     def bands_of(cls, polyphase: Polyphase, width: int, schedule: Schedule, machine: Machine) -> tuple[Band, ...]:
@@ -99,14 +99,10 @@ class NCHWConv(ConvFamily):
             image = T.bind(task // (self.tiles * groups)) if self.batch > 1 else 0
             body(image, *((b, a) if self.rows_first else (a, b)))
 
-    def if_there(self, row: int, group, body: Callable) -> None:
-        """Emit `body()`, skipped for the rows that the last group lacks."""
+    def if_there(self, row: int, group):
+        """What is emitted inside is skipped for the rows that the last group lacks."""
         last = self.product.rows % self.product.group
-        if last and row >= last:
-            with T.If(group < self.product.groups - 1), T.Then():
-                body()
-        else:
-            body()
+        return when(group < self.product.groups - 1, bool(last) and row >= last)
 
 
 def starts_of(bands: tuple[Band, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.geometry import Polyphase
 from ..targets import Machine
 from .emit import Sums, by_shape, kernel, load, pick, splat
-from .family import Schedule, Site, step_cycles
+from .family import Schedule, Workload, step_cycles
 from .nchw_conv import NCHWConv
 from .tiles import Band, plan
 
@@ -25,7 +25,7 @@ class NCHWPixelConv(NCHWConv):
         return plan(polyphase.out_rows, polyphase.out_columns, width, machine.lanes, schedule.tile)
 
     @classmethod
-    def tilings(cls, site: Site, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
+    def tilings(cls, work: Workload, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
         most = machine.sums_in_flight
         for group in groups:
             for vectors in range(1, min(MOST_VECTORS, machine.accumulators // group) + 1):
@@ -36,10 +36,10 @@ class NCHWPixelConv(NCHWConv):
                     yield group, vectors, unroll
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, m: Machine) -> float:
-        rows, columns = site.weight_shape
-        group, shape, total = schedule.group, site.polyphase, 0.0
-        weights, width = cls.weight_cycles(site, schedule, m), shape.width if shape.needed else shape.columns
+    def cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
+        rows, columns = work.weight_shape
+        group, shape, total = schedule.group, work.polyphase, 0.0
+        weights, width = cls.weight_cycles(work, schedule, m), shape.width if shape.needed else shape.columns
         for band in cls.bands_of(shape, width, schedule, m):
             v = len(band.vectors)
             near = columns * v * 4 * m.lanes <= m.core.l1_bytes
@@ -74,8 +74,7 @@ class NCHWPixelConv(NCHWConv):
 
                 self.product.over_columns(machine, group, pointer, weight, column)
                 for r in range(group_rows):
-
-                    def finish(r=r):
+                    with self.if_there(r, group):
                         for vector in band.vectors:
                             total = sums[0, r, vector][0]
                             for u in range(1, unroll):
@@ -83,8 +82,6 @@ class NCHWPixelConv(NCHWConv):
                             for s in vector.stores:
                                 some = pick(total, range(s.lane, s.lane + s.width), vector.lanes)
                                 self.epilogue.store(y, write + r * self.pixels + s.at, some, s.width, residual)
-
-                    self.if_there(r, group, finish)
 
             def task(image, group, tile):
                 by_shape(tile, self.bands, lambda band: tile_code(band, image, group, tile))

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..targets import Machine
 from .emit import Sums, kernel, load, pick, splat
-from .family import Schedule, Site, step_cycles, unroll_for
+from .family import Schedule, Workload, step_cycles, unroll_for
 from .nchw_conv import NCHWConv
 from .tiles import pieces
 
@@ -27,24 +27,24 @@ class NCHWRowConv(NCHWConv):
     tiles_text = "NCHW, {0.group} rows x all pixels"
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
-        return not site.polyphase.needed and site.pixels < machine.lanes
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        return not work.polyphase.needed and work.pixels < machine.lanes
 
     @classmethod
-    def tilings(cls, site: Site, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
+    def tilings(cls, work: Workload, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
         for group in groups:
-            high, wide = vector_shape(group, site.pixels, machine)
-            sums = group // high * len(pieces(site.pixels, wide))
+            high, wide = vector_shape(group, work.pixels, machine)
+            sums = group // high * len(pieces(work.pixels, wide))
             if group % high == 0 and sums <= machine.accumulators:
                 yield group, 0, unroll_for(sums, machine)
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, m: Machine) -> float:
-        rows, columns = site.weight_shape
-        high, wide = vector_shape(schedule.group, site.pixels, m)
-        runs, parts = len(pieces(site.pixels, wide)), schedule.group // high
+    def cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
+        rows, columns = work.weight_shape
+        high, wide = vector_shape(schedule.group, work.pixels, m)
+        runs, parts = len(pieces(work.pixels, wide)), schedule.group // high
         shuffles = parts + runs if wide > 1 else 0
-        weights = cls.weight_cycles(site, schedule, m)
+        weights = cls.weight_cycles(work, schedule, m)
         step = step_cycles(m, parts * runs, parts + runs + 1 + shuffles / 2, 0, weights, schedule.unroll)
         each = columns * schedule.density * step + 30 + 2 * parts * runs * schedule.unroll
         return -(-rows // schedule.group) * each
@@ -91,12 +91,9 @@ class NCHWRowConv(NCHWConv):
                         epilogue.store(y, write + row * self.pixels, turned, lanes, residual)
                         continue
                     for r in range(high):
-
-                        def finish(r=r, row=row, pixel=pixel, total=total):
+                        with self.if_there(row + r, group):
                             some = pick(total, [q * high + r for q in range(wide)], lanes)
                             epilogue.store(y, write + (row + r) * self.pixels + pixel, some, wide, residual)
-
-                        self.if_there(row + r, group, finish)
 
             self.over_tasks(machine, task)
 

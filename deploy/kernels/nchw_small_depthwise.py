@@ -14,7 +14,7 @@ from ..onnx.graph import Window
 from ..targets import Machine
 from .emit import kernel, load, tasks
 from .epilogue import Epilogue
-from .family import Caller, Family, Schedule, Site
+from .family import Caller, Family, Schedule, Workload
 from .nchw_window import NCHWWindow
 from .tiles import pieces
 
@@ -41,12 +41,12 @@ class NCHWSmallDepthwise(Family):
     epilogue: Epilogue
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
-        return site.node.kind == "conv" and together(site.polyphase, site.x[1], machine.lanes) > 0
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        return work.node.kind == "conv" and together(work.polyphase, work.x[1], machine.lanes) > 0
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, machine: Machine) -> float:
-        return NCHWWindow.cycles(site, schedule, machine)  # not fitted on its own
+    def cycles(cls, work: Workload, schedule: Schedule, machine: Machine) -> float:
+        return NCHWWindow.cycles(work, schedule, machine)  # not fitted on its own
 
     @classmethod
     def lower(cls, node: Window, program: Caller) -> relax.Expr:

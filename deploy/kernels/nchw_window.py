@@ -11,7 +11,7 @@ from ..onnx.graph import Window
 from ..targets import Machine
 from .emit import Sums, kernel, load, pick, splat, tasks
 from .epilogue import Epilogue
-from .family import Caller, Family, Schedule, Site
+from .family import Caller, Family, Schedule, Workload
 from .nchw_conv import starts_of
 from .polyphase import split_channel
 from .tiles import Band, plan
@@ -30,9 +30,9 @@ class NCHWWindow(Family):
     epilogue: Epilogue
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, machine: Machine) -> float:
-        p = site.polyphase
-        return site.x[1] * (50 + 1.1 * p.size * (len(p.offsets) + 6) / machine.lanes)
+    def cycles(cls, work: Workload, schedule: Schedule, machine: Machine) -> float:
+        p = work.polyphase
+        return work.x[1] * (50 + 1.1 * p.size * (len(p.offsets) + 6) / machine.lanes)
 
     @classmethod
     def pack(cls, node: Window, schedule: Schedule, machine: Machine) -> list[np.ndarray]:

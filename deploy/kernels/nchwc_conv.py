@@ -18,10 +18,9 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.geometry import Layout, Polyphase, Taps, nchw
 from ..onnx.graph import Activation, Conv
 from ..targets import Machine
-from .emit import by_shape, kernel, prefetch, tasks
+from .emit import by_shape, clear_halo, kernel, prefetch, tasks
 from .epilogue import Epilogue
-from .family import Caller, ConvFamily, Expansion, Schedule, Site, unroll_for
-from .halo import clear_halo
+from .family import Caller, ConvFamily, Expansion, Schedule, Workload, unroll_for
 from .nchwc_tile import expand_rows, multiply, reads, separable
 from .nchwc_window import pack_depthwise, tap_cycles, wide_enough
 from .product import Product, pack
@@ -48,33 +47,30 @@ class NCHWcConv(ConvFamily):
     cycles_in_all: int = 0  # about what it takes on one thread
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
-        (_, channels, rows, columns), prologue = site.x, site.node.depthwise is not None
-        return (
-            wide_enough(site.y[1], site.pixels, machine)
-            and rows * columns > 1
-            and (not prologue or channels >= machine.lanes)
-        )
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        _, channels, rows, columns = work.x  # the first layer's pictures have few channels
+        whole = rows * columns > 1 and (work.node.depthwise is None or channels >= machine.lanes)
+        return whole and wide_enough(work.y[1], work.pixels, machine)
 
     @classmethod
-    def dense_groups(cls, site: Site, machine: Machine) -> list[int]:
+    def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
         return [vectors * machine.lanes for vectors in (1, 2, 3, 4)]
 
     @classmethod
-    def tilings(cls, site: Site, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
+    def tilings(cls, work: Workload, machine: Machine, groups: list[int]) -> Iterator[tuple[int, int, int]]:
         registers = machine.registers
         for v in (group // machine.lanes for group in groups if group % machine.lanes == 0):
             # Broadcast from memory if used once; else the compiler wants some registers more, or it spills sums.
             most = (registers - 2) if v == 1 else (registers - 2 * v - 2) // v
-            sizes = {min(most, 28 // v), min(most, 24 // v), 14 // v, most - most % site.y[3]}
+            sizes = {min(most, 28 // v), min(most, 24 // v), 14 // v, most - most % work.y[3]}
             for pixels in sorted(sizes - {0}):
-                yield v * machine.lanes, pixels, unroll_for(min(pixels, site.pixels) * v, machine)
+                yield v * machine.lanes, pixels, unroll_for(min(pixels, work.pixels) * v, machine)
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, m: Machine) -> float:
-        rows, columns = site.weight_shape
+    def cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
+        rows, columns = work.weight_shape
         v, total, count = schedule.group // m.lanes, 0.0, 0
-        for strip in strips(site.y[2], site.y[3], schedule.tile):
+        for strip in strips(work.y[2], work.y[3], schedule.tile):
             pixels, core = len(strip.pixels), m.core
             loads = core.load_cycles * (v + pixels + 1)
             step = max(v * pixels / core.multiply_adds, loads, core.latency / schedule.unroll)
@@ -82,15 +78,15 @@ class NCHWcConv(ConvFamily):
             total += len(strip.starts) * each
             count += len(strip.starts)
         # With a depthwise convolution in front a task is a tile with all its rows, and threads wait for the last tile.
-        idle = -(-count // m.threads) * m.threads / count if site.node.depthwise else 1.0
+        idle = -(-count // m.threads) * m.threads / count if work.node.depthwise else 1.0
         return -(-rows // schedule.group) * total * idle
 
     @classmethod
-    def prologue_cycles(cls, site: Site, machine: Machine) -> float:
-        if not site.node.depthwise:
+    def prologue_cycles(cls, work: Workload, machine: Machine) -> float:
+        if not work.node.depthwise:
             return 0.0
-        vectors = -(-site.x[1] // machine.lanes) * site.pixels
-        return vectors * tap_cycles(Taps.of(site.node.depthwise), machine)
+        vectors = -(-work.x[1] // machine.lanes) * work.pixels
+        return vectors * tap_cycles(Taps.of(work.node.depthwise), machine)
 
     @classmethod
     def lower(cls, node: Conv, program: Caller) -> relax.Expr:
@@ -108,9 +104,8 @@ class NCHWcConv(ConvFamily):
         else:
             inner, wider = cls.of_expansion(node, expansion, program, source)
             wide = program.layout(expansion.node.output)
-            self, own = cls.of(
-                node, program, wide, y, expansion.band, residual=residual, expand=inner, band=expansion.band
-            )
+            fused = {"residual": residual, "expand": inner, "band": expansion.band}
+            self, own = cls.of(node, program, wide, y, expansion.band, **fused)
             self = replace(self, cycles_in_all=self.cycles_in_all + inner.cycles_in_all)
             constants, layers = [*own, *wider], (expansion.node, node)
         arguments = [x, *constants, *(value for value, _ in added)]
@@ -222,9 +217,8 @@ class NCHWcConv(ConvFamily):
             def alone(image, tile, group) -> None:
                 read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
                 read = T.bind(image * self.x.size + read)
-                by_shape(
-                    tile, self.strips, lambda strip: tile_code(strip, image, group, x, read, down, beside, tile == 0)
-                )
+                some = (image, group, x, read, down, beside, tile == 0)
+                by_shape(tile, self.strips, lambda strip: tile_code(strip, *some))
 
             if self.expand is not None:
                 bands = y_at.rows // self.band
@@ -237,11 +231,8 @@ class NCHWcConv(ConvFamily):
                         down = T.bind(down + band * (self.band * y_at.row_stride))
                         beside = T.bind(beside + band * (self.band * self.residual.row_stride if self.residual else 0))
                         edge = T.And(tile == 0, band == 0)
-                        by_shape(
-                            tile,
-                            self.strips,
-                            lambda strip: tile_code(strip, image, None, middle, read, down, beside, edge),
-                        )
+                        some = (image, None, middle, read, down, beside, edge)
+                        by_shape(tile, self.strips, lambda strip: tile_code(strip, *some))
             elif self.depthwise is not None:
                 with tasks(machine, self.batch * self.tiles, self.cycles_in_all) as number:
                     alone(T.bind(number // self.tiles), T.bind(number % self.tiles), None)

@@ -10,10 +10,9 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.geometry import Layout
 from ..onnx.graph import Affine, Mean
 from ..targets import Machine
-from .emit import Sums, kernel, load, pairwise_sum, pick, splat, store, tasks
+from .emit import Sums, clear_halo, kernel, load, pairwise_sum, pick, splat, store, tasks
 from .epilogue import Epilogue, activate
-from .family import Caller, Family, Site
-from .halo import clear_halo
+from .family import Caller, Family, Workload
 from .nchwc_window import fits_nchwc, wide_enough
 from .tiles import pieces
 
@@ -31,8 +30,8 @@ class NCHWcAffine(Family):
     epilogue: Epilogue
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
-        return fits_nchwc(site, machine)
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        return fits_nchwc(work, machine)
 
     @classmethod
     def lower(cls, node: Affine, program: Caller) -> relax.Expr:
@@ -113,8 +112,8 @@ class NCHWcMean(Family):
     epilogue: Epilogue
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
-        return wide_enough(site.x[1], site.x[2] * site.x[3], machine)
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        return wide_enough(work.x[1], work.x[2] * work.x[3], machine)
 
     @classmethod
     def lower(cls, node: Mean, program: Caller) -> relax.Expr:

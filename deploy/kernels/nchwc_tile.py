@@ -4,14 +4,13 @@
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout, Taps
 from ..targets import Machine
-from .emit import Sums, by_shape, load, splat, store
+from .emit import Sums, by_shape, load, splat, store, when
 from .epilogue import activate
 from .product import Product
 from .tiles import Strip, deal
@@ -58,10 +57,7 @@ def multiply(
 
     full = -(-product.rows // block) - (product.groups - 1) * vectors  # blocks of the last group
     for v in range(vectors):
-        with (
-            T.If(group < product.groups - 1) if v >= full else nullcontext(),
-            T.Then() if v >= full else nullcontext(),
-        ):
+        with when(group < product.groups - 1, v >= full):
             finish(group * vectors + v, values=[(pixel, total(v, r)) for r, pixel in enumerate(pixels)])
 
 

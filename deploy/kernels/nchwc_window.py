@@ -9,10 +9,9 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.geometry import Layout, Polyphase, Taps, nchw
 from ..onnx.graph import Window
 from ..targets import Machine
-from .emit import Sums, by_shape, kernel, load, splat, tasks
+from .emit import Sums, by_shape, clear_halo, kernel, load, splat, tasks
 from .epilogue import Epilogue
-from .family import Caller, Family, Schedule, Site
-from .halo import clear_halo
+from .family import Caller, Family, Schedule, Workload
 from .tiles import Strip, strips
 
 
@@ -21,9 +20,9 @@ def wide_enough(channels: int, pixels: int, machine: Machine) -> bool:
     return channels >= machine.lanes and pixels > 1
 
 
-def fits_nchwc(site: Site, machine: Machine) -> bool:
+def fits_nchwc(work: Workload, machine: Machine) -> bool:
     """Whether a node's input and output are maps that fill blocks of channels."""
-    return all(wide_enough(c, rows * columns, machine) for _, c, rows, columns in (site.x, site.y))
+    return all(wide_enough(c, rows * columns, machine) for _, c, rows, columns in (work.x, work.y))
 
 
 def tap_cycles(taps: Taps, machine: Machine) -> float:
@@ -54,13 +53,13 @@ class NCHWcWindow(Family):
     epilogue: Epilogue
 
     @classmethod
-    def fits(cls, site: Site, machine: Machine) -> bool:
-        halo_wins = site.node.kind == "max" and site.node.pad != (0, 0) and not site.non_negative
-        return fits_nchwc(site, machine) and not halo_wins
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        halo_wins = work.node.kind == "max" and work.node.pad != (0, 0) and not work.non_negative
+        return fits_nchwc(work, machine) and not halo_wins
 
     @classmethod
-    def cycles(cls, site: Site, schedule: Schedule, machine: Machine) -> float:
-        return -(-site.y[1] // machine.lanes) * site.pixels * tap_cycles(Taps.of(site.node), machine)
+    def cycles(cls, work: Workload, schedule: Schedule, machine: Machine) -> float:
+        return -(-work.y[1] // machine.lanes) * work.pixels * tap_cycles(Taps.of(work.node), machine)
 
     @classmethod
     def pack(cls, node: Window, schedule: Schedule, machine: Machine) -> list[np.ndarray]:

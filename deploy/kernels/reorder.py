@@ -6,9 +6,8 @@ from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout
 from ..targets import Machine
-from .emit import kernel, load, over, splat, store, tasks, transpose
+from .emit import clear_halo, kernel, load, over, splat, store, tasks, transpose
 from .family import Kernel
-from .halo import clear_halo
 
 CYCLES = 0.6  # a value, between NCHW and NCHWc: a load, a store and four or five shuffles for a vector
 
@@ -38,12 +37,9 @@ class Reorder(Kernel):
                 over(x.columns * block, 16, some)
 
             def exchange(image, number, row, count: int) -> None:  # `count` channels of this block
-                begin = T.bind(
-                    image * x.size + number * (block // x.block) * x.block_stride + x.at(0, 0) + row * x.row_stride
-                )
-                to = T.bind(
-                    image * y.size + number * (block // y.block) * y.block_stride + y.at(0, 0) + row * y.row_stride
-                )
+                x_block, y_block = (number * (block // side.block) * side.block_stride for side in (x, y))
+                begin = T.bind(image * x.size + x_block + x.at(0, 0) + row * x.row_stride)
+                to = T.bind(image * y.size + y_block + y.at(0, 0) + row * y.row_stride)
 
                 def some(at, width) -> None:  # pixels
                     if y.block > 1:

@@ -37,7 +37,7 @@ def keep_blocks(weight: np.ndarray, block: int) -> np.ndarray:
     return np.add.reduceat(used, np.arange(0, len(used), block), axis=0) > 0
 
 
-def find_blocks(weight: np.ndarray) -> Pattern:
+def find_pattern(weight: np.ndarray) -> Pattern:
     """The pattern with the largest N whose blocks are all or nothing; of a dense weight, density 1."""
     used = int(np.count_nonzero(weight))
     lengths = len(weight)
@@ -58,7 +58,7 @@ def check(graph: Graph, block: int | None) -> None:
     """ValueError if some layers have zero blocks, but none has blocks of `block` rows. None accepts what is found."""
     if block is None:
         return
-    found = {node.name: find_blocks(node.weight) for node in graph.nodes if isinstance(node, Conv)}
+    found = {node.name: find_pattern(node.weight) for node in graph.nodes if isinstance(node, Conv)}
     pruned = {name: pattern for name, pattern in found.items() if pattern.density < 0.99}
     if not any(pattern.block % block == 0 for pattern in pruned.values()):
         seen = sorted({pattern.block for pattern in pruned.values()})

@@ -14,7 +14,7 @@ from ..onnx.blocks import Pattern
 from ..onnx.geometry import Polyphase, nchw
 from ..onnx.graph import Conv, Graph, Node, Window
 from ..targets import Machine
-from .cost import Choice, Costs
+from .cost import Choice, CostModel
 from .fusion import expansions
 
 
@@ -35,7 +35,7 @@ def reads_map(graph: Graph, node: Node, machine: Machine) -> list[str]:
     return [name for name, (_, c, rows, columns) in shapes.items() if c >= machine.lanes and rows * columns > 1]
 
 
-def total(costs: Costs, nchwc: set[str]) -> float:
+def total(costs: CostModel, nchwc: set[str]) -> float:
     """Cycles of the whole network, if the tensors in `nchwc` are made in NCHWc."""
     graph, result, reordered = costs.graph, 0.0, set()
     for node in graph.nodes:
@@ -61,7 +61,7 @@ def halos(graph: Graph, nchwc: set[str]) -> dict[str, int]:
     return found
 
 
-def make_plan(costs: Costs) -> Plan:
+def make_plan(costs: CostModel) -> Plan:
     graph, machine = costs.graph, costs.machine
     able = [name for name, (_, nchwc) in costs.nodes.items() if nchwc is not None]
     cuts = [set(able[:i]) for i in range(len(able) + 1)] + [set(able[i:]) for i in range(1, len(able))]

@@ -1,10 +1,11 @@
-"""The facts of an unknown processor's core, measured by small kernels in a second or two.
+"""The facts of an unknown processor's core, measured by small kernels in half a second.
 
 The clock is taken out by a chain of additions and exclusive ors of one number, each of which takes every processor one
 cycle. Facts are rounded, so that two measurements of one processor agree.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -22,132 +23,96 @@ from ..targets import Core, Machine, find_machine
 from . import clock
 
 VERSION = 1  # of the file
-STEPS, CHAIN = 2000, 32  # of a loop, and operations that depend on each other in each of its steps
+STEPS, CHAIN = 2000, 32  # of a loop, and pairs of operations that depend on each other in each of its steps
 ROUNDS, RUNS = 15, 3
 
 
-def _chain():
-    """2 * STEPS * CHAIN operations of one cycle, one after the other."""
-
-    def body(x, y):
-        value = T.alloc_buffer((1,), "int32")
-        T.buffer_store(value, x[0], [0])
-        with T.serial(STEPS):
-            for _ in range(CHAIN):
-                T.buffer_store(value, T.bitwise_xor(value[0], x[1]) + x[2], [0])
-        T.buffer_store(y, value[0], [0])
-
-    return kernel([("x", 3, "int32"), ("y", 1, "int32")], body)
+def _chain(x, y) -> None:
+    value = T.alloc_buffer((1,), "int32")
+    T.buffer_store(value, x[0], [0])
+    with T.serial(STEPS):
+        for _ in range(CHAIN):
+            T.buffer_store(value, T.bitwise_xor(value[0], x[1]) + x[2], [0])
+    T.buffer_store(y, value[0], [0])
 
 
-def _multiply_adds(count: int, lanes: int):
-    """STEPS * count multiply-adds of vectors, as many chains of them side by side."""
+def _loop(count: int, lanes: int, steps: int, step: Callable) -> Callable:
+    """A kernel's body: `count` vectors of sums, which `step(sums, number, *inputs)` changes `steps` times."""
 
-    def body(x, y):
-        sums, factor = Sums(count, lanes), T.bind(load(x, 0, lanes))
-        for i in range(count):
-            sums[i] = factor
-        with T.serial(STEPS):
-            for i in range(count):
-                sums[i] = sums[i] * factor + factor
-        for i in range(count):
-            store(y, i * lanes, sums[i], lanes)
-
-    return kernel([("x", lanes, "float32"), ("y", count * lanes, "float32")], body)
-
-
-def _loads(count: int, lanes: int, broadcast: bool):
-    """STEPS * (count + broadcast) loads from the first cache: broadcast to multiply-adds, or vectors to a maximum."""
-
-    def body(x, weight, y):
+    def body(*buffers) -> None:
+        *inputs, y = buffers
         sums = Sums(count, lanes)
         for i in range(count):
             sums[i] = splat(0.0, lanes)
-        with T.serial(STEPS) as step:
-            row = T.bind(load(weight, step % 16 * lanes, lanes))
-            for i in range(count):
-                at = step % 16 * count + i
-                if broadcast:
-                    sums[i] = sums[i] + splat(x[at], lanes) * row
-                else:
-                    sums[i] = T.max(sums[i], load(x, at * lanes, lanes))
+        with T.serial(steps) as number:
+            step(sums, number, *inputs)
         for i in range(count):
             store(y, i * lanes, sums[i], lanes)
 
-    sizes = {"x": 16 * count * lanes, "weight": 16 * lanes, "y": count * lanes}
-    return kernel([(name, size, "float32") for name, size in sizes.items()], body)
-
-
-def _stream(values: int, lanes: int):
-    """A sum over `values` that lie one after the other."""
-    count = 8
-
-    def body(x, y):
-        sums = Sums(count, lanes)
-        for i in range(count):
-            sums[i] = splat(0.0, lanes)
-        with T.serial(values // (count * lanes)) as step:
-            for i in range(count):
-                sums[i] = sums[i] + load(x, (step * count + i) * lanes, lanes)
-        for i in range(count):
-            store(y, i * lanes, sums[i], lanes)
-
-    return kernel([("x", values, "float32"), ("y", count * lanes, "float32")], body)
-
-
-def _scattered(values: int, places: int, lanes: int):
-    """A sum over `places` vectors that lie here and there in `values`."""
-    count = 8
-
-    def body(x, offset, y):
-        sums = Sums(count, lanes)
-        for i in range(count):
-            sums[i] = splat(0.0, lanes)
-        with T.serial(places // count) as step:
-            for i in range(count):
-                sums[i] = sums[i] + load(x, offset[step * count + i], lanes)
-        for i in range(count):
-            store(y, i * lanes, sums[i], lanes)
-
-    return kernel([("x", values, "float32"), ("offset", places, "int32"), ("y", count * lanes, "float32")], body)
+    return body
 
 
 def measure(machine: Machine) -> Core:
     """This computer's core; `machine` says which vectors to use."""
-    one, lanes, count, usual = replace(machine, threads=1), machine.lanes, machine.accumulators // 2, Core()
+    lanes, count, usual, sizes = machine.lanes, machine.accumulators // 2, Core(), processor.caches()
     # A core that takes a whole register in two steps multiplies at half its rate, too: loads would not be seen.
     half = max(1, lanes // 2)
-    sizes = processor.caches()
     l1, l2 = sizes.get(1, usual.l1_bytes), sizes.get(2, usual.l2_bytes)
     near, far = l2 // 8, sizes.get(3, 8 * l2) // 32 * 3  # values: half of the second cache, 3/8 of the shared third
-    places = np.random.default_rng(0).permutation(near // 16)[: near // 16 // 8 * 8].astype(np.int32) * 16
-    functions = {
-        "chain": _chain(),
-        "latency": _multiply_adds(1, lanes),
-        "multiply_adds": _multiply_adds(count, lanes),
-        "loads": _loads(count, half, False),
-        "broadcasts": _loads(count, half, True),
-        "l2": _stream(near, lanes),
-        "l2_lines": _scattered(near, len(places), lanes),
-        "l3": _stream(far, lanes),
+    lines = (np.random.default_rng(0).permutation(near // 16)[: near // 128 * 8] * 16).astype(np.int32)
+
+    def multiply(sums, number, x):
+        factor = load(x, 0, lanes)
+        for i in range(len(sums.buffers)):
+            sums[i] = sums[i] * factor + factor
+
+    def vectors(sums, number, x):
+        for i in range(count):
+            sums[i] = T.max(sums[i], load(x, (number % 16 * count + i) * half, half))
+
+    def broadcasts(sums, number, x):
+        row = T.bind(load(x, number % 16 * half, half))
+        for i in range(count):
+            sums[i] = sums[i] + splat(x[number % 16 * count + i], half) * row
+
+    def stream(sums, number, x):
+        for i in range(8):
+            sums[i] = sums[i] + load(x, (number * 8 + i) * lanes, lanes)
+
+    def scattered(sums, number, x, offset):
+        for i in range(8):
+            sums[i] = sums[i] + load(x, offset[number * 8 + i], lanes)
+
+    def values(size: int) -> np.ndarray:
+        return np.ones(size, np.float32)
+
+    some = values(16 * count * lanes)
+    kernels = {  # body, inputs, output
+        "chain": (_chain, [np.ones(3, np.int32)], np.ones(1, np.int32)),
+        "latency": (_loop(1, lanes, STEPS, multiply), [some], values(lanes)),
+        "multiply_adds": (_loop(count, lanes, STEPS, multiply), [some], values(count * lanes)),
+        "vectors": (_loop(count, half, STEPS, vectors), [some], values(count * half)),
+        "broadcasts": (_loop(count, half, STEPS, broadcasts), [some], values(count * half)),
+        "l2": (_loop(8, lanes, near // (8 * lanes), stream), [values(near)], values(8 * lanes)),
+        "l2_lines": (_loop(8, lanes, len(lines) // 8, scattered), [values(near), lines], values(8 * lanes)),
+        "l3": (_loop(8, lanes, far // (8 * lanes), stream), [values(far)], values(8 * lanes)),
     }
-    calls = []
-    for name, function in functions.items():
-        arrays = [np.ones(int(b.shape[0]), str(b.dtype)) for b in function.params]
-        if name == "l2_lines":
-            arrays[1] = places
+    functions, calls = {}, []
+    for name, (body, inputs, output) in kernels.items():
+        arrays = [*inputs, output]
+        buffers = [(f"b{i}", len(array), str(array.dtype)) for i, array in enumerate(arrays)]
+        functions[name] = kernel(buffers, body).with_attr("global_symbol", name)
         calls.append((name, arrays))
-    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
-    taken = dict(zip(functions, clock.seconds(module, calls, one, clock.Here(), RUNS, ROUNDS), strict=True))
-    cycles = {name: seconds / taken["chain"] * 2 * STEPS * CHAIN for name, seconds in taken.items()}
+    taken = clock.seconds(tvm.IRModule(functions), calls, replace(machine, threads=1), clock.Here(), RUNS, ROUNDS)
+    cycles = {name: 2 * STEPS * CHAIN * seconds / taken[0] for name, seconds in zip(kernels, taken, strict=True)}
     return Core(
-        multiply_adds=max(0.5, round(2 * STEPS * count / cycles["multiply_adds"]) / 2),
+        multiply_adds=max(1, round(2 * STEPS * count / cycles["multiply_adds"])) / 2,
         latency=round(cycles["latency"] / STEPS),
-        loads=max(0.5, round(2 * STEPS * (count + 1) / cycles["loads"]) / 2),
+        loads=max(1, round(2 * STEPS * (count + 1) / cycles["vectors"])) / 2,
         load_cycles=round(cycles["broadcasts"] / STEPS / (count + 1), 1),
         l1_bytes=l1,
         l2_bytes=l2,
-        l2_line_cycles=round(cycles["l2_lines"] / len(places) * 64 / (4 * lanes), 1),
+        l2_line_cycles=round(cycles["l2_lines"] / len(lines) * 16 / lanes, 1),
         l2_rate=4 * round(near / cycles["l2"]),
         l3_rate=4 * round(far / cycles["l3"]),
     )

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from utils.files import save_json
 
 from ..codegen.program import make_program
-from ..kernels.family import Family, Schedule, Site
+from ..kernels.family import Family, Schedule, Workload
 from ..kernels.nchw_elementwise import NCHWSlicePad
 from ..kernels.reorder import Reorder
 from ..onnx.blocks import Pattern
 from ..onnx.graph import Conv, Graph, Node, SlicePad, Window
-from ..plan.cost import Choice, Costs, rivals
+from ..plan.cost import Choice, CostModel, rivals
 from ..plan.layout import Plan, plan_of
 from ..targets import Machine
 from . import clock
@@ -105,8 +105,8 @@ class Times:
             self.state["gigahertz"] = peak / (2 * one.lanes * one.core.multiply_adds)
 
 
-class MeasuredCosts(Costs):
-    """Costs of convolutions, depthwise ones and pooling by the clock; of the rest by the families' rules."""
+class MeasuredCostModel(CostModel):
+    """CostModel of convolutions, depthwise ones and pooling by the clock; of the rest by the families' rules."""
 
     def __init__(self, times: Times, *arguments, **options):
         self.times = times
@@ -118,13 +118,13 @@ class MeasuredCosts(Costs):
         with Progress(*columns) as progress:
             yield from progress.track(nodes)
 
-    def compared(self, families: list[type[Family]], site: Site, pattern: Pattern | None) -> list[Schedule]:
-        return rivals(families, site, self.machine, pattern, CANDIDATES)
+    def compared(self, families: list[type[Family]], work: Workload, pattern: Pattern | None) -> list[Schedule]:
+        return rivals(families, work, self.machine, pattern, CANDIDATES)
 
-    def cost(self, site: Site, schedule: Schedule, pattern: Pattern | None) -> float:
-        node = site.node
+    def cost(self, work: Workload, schedule: Schedule, pattern: Pattern | None) -> float:
+        node = work.node
         if not isinstance(node, Conv | Window):
-            return super().cost(site, schedule, pattern)
+            return super().cost(work, schedule, pattern)
         if isinstance(node, Conv) and node.depthwise and not schedule.family.nchwc:  # which is another kernel
             node = replace(node, inputs=[node.depthwise.output, *node.inputs[1:]], depthwise=None)
         return self.times.cycles(self.graph, node, schedule, pattern)
