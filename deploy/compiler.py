@@ -1,4 +1,4 @@
-"""The road from an ONNX file to a library."""
+"""From an ONNX file to a compiled library, step by step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def compile_graph(
     """
     threads = threads or machine.cores()
     aim = find_machine(target)
-    from .codegen import build, program  # here, so that a missing TVM was explained by now
+    from .codegen import build, program  # late: if TVM is missing, find_machine has said so
     from .plan.cost import CostModel
     from .plan.layout import make_plan
     from .tuning import core

@@ -23,7 +23,7 @@ from ..targets import Machine
 
 @dataclass(frozen=True)
 class Types:
-    """What a family's numbers are."""
+    """The types of a family's numbers."""
 
     input: str = "float32"
     weight: str = "float32"
@@ -33,7 +33,7 @@ class Types:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The kernel that computes a node, as far as it was chosen among several."""
+    """How a node is computed: by which family of kernels, with which parameters."""
 
     family: "type[Family]"
     sparse: bool = False  # only kept blocks are multiplied
@@ -45,12 +45,12 @@ class Schedule:
 
     @property
     def text(self) -> str:
-        """As deploy.json says it."""
+        """What deploy.json says of it."""
         return f"{'sparse' if self.sparse else 'dense'}, {self.family.tiles_text.format(self)}"
 
 
 class Workload:
-    """A node where it stands in its graph: what the choice of its kernel depends on, beside the machine."""
+    """A node and the shapes around it: what the choice of its kernel depends on, besides the machine."""
 
     def __init__(self, graph: Graph, node: Node):
         self.graph, self.node = graph, node
@@ -67,12 +67,12 @@ class Workload:
 
     @property
     def pixels(self) -> int:
-        """Of an output map."""
+        """Pixels of an output map."""
         return self.y[2] * self.y[3]
 
     @property
     def non_negative(self) -> bool:
-        """Whether the node's input is at least zero, by the activation that makes it."""
+        """Whether the activation that makes the node's input keeps it at zero or above."""
         maker = next((node for node in self.graph.nodes if node.output == self.node.inputs[0]), None)
         clip = maker.activation if maker else None
         return bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
@@ -112,7 +112,8 @@ class Caller(Protocol):
 
 
 class Kernel(ABC):
-    """One kernel: a frozen dataclass of the sizes that its code depends on. A reorder is just that, of no family."""
+    """A frozen dataclass of all that the code of one kernel depends on. What computes no node, such as a reorder, is
+    derived from this class directly."""
 
     name: ClassVar[str]  # of its functions, in the file of --tune and in deploy.json
     types: ClassVar[Types] = Types()
@@ -123,6 +124,8 @@ class Kernel(ABC):
 
 
 class Family(Kernel):
+    """Kernels that compute one kind of node in one layout of maps."""
+
     node: ClassVar[type[Node]]  # the kind that it computes
     nchwc: ClassVar[bool] = False  # maps in NCHWc, else in NCHW
     tiles_text: ClassVar[str] = ""  # a format of a Schedule

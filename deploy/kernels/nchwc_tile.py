@@ -17,7 +17,7 @@ from .tiles import Strip, deal
 
 
 def reads(strip: Strip, taps: Taps, x: Layout) -> list[int]:
-    """Where the pixels of a tile are read, from its first."""
+    """Where the pixels of a tile are read, counted from the first one."""
     return [row * taps.stride[0] * x.row_stride + column * taps.stride[1] * x.block for row, column in strip.pixels]
 
 
@@ -80,7 +80,7 @@ def slide(machine: Machine, conv, strip: Strip, x, read, weight, bias, number, s
 
 
 def separable(machine: Machine, conv, strip: Strip, x, read, constants, finish: Callable) -> None:
-    """All rows of a tile of a pointwise convolution, with the depthwise one in front of it."""
+    """A tile of a depthwise convolution, and then all rows of the pointwise one behind it."""
     *constants, _, weight, bias = constants
     scratch = T.alloc_buffer((conv.columns_in.size,), "float32")
     with T.serial(conv.middle.blocks) as number:

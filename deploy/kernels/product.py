@@ -37,7 +37,7 @@ class Product:
         return -(-self.rows // self.group)
 
     def buffers(self, prefix: str = "") -> list[tuple[str, int, str]]:
-        """Of the arrays that `pack` makes."""
+        """Names, lengths and types of the arrays that `pack` makes."""
         steps = self.columns * (1 if self.sparse else self.groups)
         return [
             (f"{prefix}weight", max(1, steps) * self.group, "float32"),

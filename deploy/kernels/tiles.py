@@ -1,4 +1,4 @@
-"""How the pixels of a map are dealt to vector registers.
+"""How the pixels of a map are distributed over vector registers.
 
 A map of rows x columns pixels is read from planes whose rows lie `stride` apart and written without gaps. A *vector*
 is a run of lanes read at once; a *tile* is the handful of vectors that one inner loop keeps in registers; tiles that

@@ -50,12 +50,12 @@ def find_pattern(weight: np.ndarray) -> Pattern:
 
 
 def with_covers(whole: Pattern, weight: np.ndarray) -> list[Pattern]:
-    """What may be computed with: `whole`, or larger blocks that hold zeros, too, where its own are small."""
+    """Patterns to compute with: `whole` and, where its blocks are small, larger blocks that hold some zeros."""
     return [whole, *(Pattern(block, keep_blocks(weight, block)) for block in SIZES if whole.block < 4 <= block)]
 
 
 def check(graph: Graph, block: int | None) -> None:
-    """ValueError if some layers have zero blocks, but none has blocks of `block` rows. None accepts what is found."""
+    """ValueError if no layer has zero blocks of `block` rows; with None, any pattern is accepted."""
     if block is None:
         return
     found = {node.name: find_pattern(node.weight) for node in graph.nodes if isinstance(node, Conv)}

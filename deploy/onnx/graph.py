@@ -4,9 +4,8 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-Activation = (
-    tuple | None
-)  # ("clip", low, high), ("hard_swish",), ("hard_sigmoid", alpha, beta), ("sigmoid",), ("swish",)
+# ("clip", low, high), ("hard_swish",), ("hard_sigmoid", alpha, beta), ("leaky_relu", alpha), ("sigmoid",), ("swish",)
+Activation = tuple | None
 
 
 @dataclass
@@ -19,14 +18,14 @@ class Node:
 
 @dataclass
 class Conv(Node):
-    """inputs: x, and what is added before the activation, if anything."""
+    """A convolution or classifier. inputs: the map x and, optionally, a map that is added before the activation."""
 
     weight: np.ndarray  # (O, C, kh, kw)
     bias: np.ndarray  # (O,)
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)  # above, left
     dilation: tuple[int, int] = (1, 1)
-    depthwise: "Window | None" = None  # one whose output only this convolution reads: inputs[0] is its input
+    depthwise: "Window | None" = None  # computed first, and read by nothing else; inputs[0] is its input
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Affine(Node):
 
 @dataclass
 class Mean(Node):
-    """Over height and width."""
+    """The mean over height and width."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What is done to the graph before any kernel exists, one pass a function, in the order of PASSES."""
+"""Passes over the graph before kernels are chosen: one function each, in the order of PASSES."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ def _merge(graph: Graph, producer: Node, node: Node, **changes) -> None:
 
 
 def _linear(node: Node | None) -> bool:
-    """A convolution whose sums still leave it as they are."""
+    """Whether it is a convolution without activation or residual, so that a scale can go into its weights."""
     convolution = isinstance(node, Conv) or (isinstance(node, Window) and node.kind == "conv")
     return convolution and node.activation is None and len(node.inputs) == 1
 

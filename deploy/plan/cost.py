@@ -11,7 +11,7 @@ from ..onnx.graph import Conv, Graph, Node, View, Window
 from ..targets import Machine
 
 SPARSE_MARGIN = 0.95  # a sparse kernel must promise this part of the dense one's time
-TIE = 1.03  # costs that differ by less are equal: then the cycles that were counted decide
+TIE = 1.03  # costs within this factor of the least are equal, and the cycles that were counted decide
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def rivals(families: list[type[Family]], work: Workload, machine: Machine, patte
 
 
 class CostModel:
-    """What the search for layouts asks. A subclass may measure instead of counting."""
+    """The cost of every node in either layout, counted by the families' rules; a subclass may measure instead."""
 
     def __init__(self, graph: Graph, machine: Machine, dense: bool = False, least_sparsity: float = 0.0):
         """dense: no layer is compiled sparse. least_sparsity: the least share of zero blocks that one needs for it."""

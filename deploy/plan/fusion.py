@@ -7,8 +7,8 @@ from ..onnx.geometry import Polyphase, nchw
 from ..onnx.graph import Conv, Graph
 from ..targets import Machine
 
-# By whether the expansion has a depthwise convolution in front of it, too: how wide its output must be to be worth it,
-# in sizes of the second cache, and what part of its rows may be computed twice.
+# For an expansion alone, and for one with a depthwise convolution in front of it. WIDE: how many times the second cache
+# its output must exceed to be worth it. TWICE: the part of its rows that may be computed twice.
 WIDE, TWICE = (1, 2), (1.0, 0.125)
 
 

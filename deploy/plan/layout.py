@@ -1,4 +1,4 @@
-"""Which maps are NCHW and which NCHWc: what is cheapest over the whole network.
+"""Which maps are NCHW and which NCHWc, so that the whole network is cheapest.
 
 Every node has a best kernel in either layout (`cost`), and reordering a map from one to the other costs too. The sum is
 minimised by local search from every cut of the network in two.
@@ -30,7 +30,7 @@ class Plan:
 
 
 def reads_map(graph: Graph, node: Node, machine: Machine) -> list[str]:
-    """The inputs that must lie as the node works: not pictures, which are read as they are, nor gates of one pixel."""
+    """The inputs that must have the node's layout. Pictures, with few channels, and gates of one pixel need not."""
     shapes = {name: nchw(graph.shapes[name]) for name in node.inputs}
     return [name for name, (_, c, rows, columns) in shapes.items() if c >= machine.lanes and rows * columns > 1]
 

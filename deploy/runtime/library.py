@@ -32,7 +32,7 @@ def set_threads(threads: int) -> None:
     """How many threads TVM's kernels use from now on, in this process."""
     import tvm_ffi
 
-    # The pool's size is read once, when it starts, and would be half the cores; later it can only be less.
+    # TVM reads the pool's size once, when it starts it (by default half the cores); later it can only be reduced.
     os.environ["TVM_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1, int(os.environ.get("TVM_NUM_THREADS", 0))))
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
 

@@ -39,24 +39,24 @@ class Device:
         if not host or not port.isdigit():
             raise ValueError(f"--rpc {address} is no HOST:PORT")
         self.name = address + (f", key {key}" if key else "")
-        self.processor, self.uploads = key or address, 0  # devices of a key are of a kind
+        self.processor, self.uploads = key or address, 0  # all devices of one key are alike
         with self.asked("no device answers"):
             self.session = _request(host, int(port), key) if key else rpc.connect(host, int(port))
         self.device = self.session.cpu()
 
     @contextmanager
     def asked(self, problem: str):
-        """What TVM and the network raise becomes a ValueError, of one line."""
+        """Errors of TVM and of the network become a ValueError of one line."""
         try:
             yield
         except (RuntimeError, OSError) as error:
             raise ValueError(f"--rpc {self.name}: {problem} ({_last_line(error)})") from error
 
     def runs(self, machine) -> bool:
-        return True  # or it cannot load them
+        return True  # if it does not, loading fails and says so
 
     def load(self, executable: "Linkable"):
-        """A module of what TVM compiled, over there."""
+        """What TVM compiled, as a module on the device."""
         self.uploads += 1
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{self.uploads}.so"  # a loaded library's name cannot be used again
@@ -84,7 +84,7 @@ def _request(host: str, port: int, key: str):
 
 
 class RemoteLibrary:
-    """A library that was just compiled; `run` maps float32 (B, C, H, W) to logits, over there."""
+    """A library that was just compiled; `run` maps float32 (B, C, H, W) to logits on the device."""
 
     def __init__(self, library, device: Device):
         import tvm

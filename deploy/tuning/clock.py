@@ -1,4 +1,4 @@
-"""Time kernels alone, by the clock of the computer they run on: this one, or a device behind TVM's RPC."""
+"""Time single kernels by the clock of the computer that runs them: this one, or a device behind TVM's RPC."""
 
 from contextlib import nullcontext
 
@@ -35,7 +35,7 @@ class Here:
 
 
 def seconds(module: tvm.IRModule, calls, machine: Machine, place, number: int, repeat: int) -> list[float]:
-    """Of each call (kernel, arrays): the least of `repeat` means of `number` calls, after one that does not count."""
+    """Time of each call (kernel, arrays): the least of `repeat` means over `number` calls, after a warm-up."""
     loaded, found = place.load(generate(module, machine)), []
     with place.asked(LOST):
         for name, arrays in calls:

@@ -1,4 +1,4 @@
-"""Cycles of a kernel by measuring it, instead of counting them: what `--tune FILE` does.
+"""Cycles of kernels measured instead of counted: what `--tune FILE` does.
 
 A convolution (or depthwise one, or a pooling) is compiled alone with the kernel in question, and timed, here or on the
 device of `--rpc`. Equal ones are timed once. FILE keeps what was measured, after every measurement: an interrupted
@@ -26,7 +26,7 @@ from ..plan.layout import Plan, plan_of
 from ..targets import Machine
 from . import clock
 
-VERSION = 2  # of the file: of what its keys say
+VERSION = 2  # of the file; a change of its keys needs a new one
 ROUNDS, RUNS = 5, 10  # of timed calls: the mean of a round, the least of the rounds
 CANDIDATES = 3  # dense and sparse ones of a node that are measured, the cheapest by the families' rules
 
@@ -46,7 +46,7 @@ def alone(
 
 
 def milliseconds(graph: Graph, machine: Machine, plan: Plan, place) -> float:
-    """Of the kernels of a network of one node, without those that are there only because it stands alone."""
+    """Time of a network of one node, without the reorders and slices that it needs only because it stands alone."""
     program = make_program(graph, machine, plan)
     module, around = program.module, (Reorder, NCHWSlicePad)
     calls = [(name, arrays) for kernel, name, arrays in program.calls() if not isinstance(kernel, around)]
@@ -55,7 +55,7 @@ def milliseconds(graph: Graph, machine: Machine, plan: Plan, place) -> float:
 
 
 def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> str:
-    """All that decides how long it takes, as JSON that can be read."""
+    """All that decides how long a node takes, as JSON that people can read."""
     window = node if isinstance(node, Window) else node.depthwise
     facts = {"family": schedule.family.name, "x": graph.shapes[node.inputs[0]]}
     if window:
@@ -84,7 +84,7 @@ class Times:
                 raise ValueError(f"{path} was measured with {name} {self.state[name]}, not {value}")
 
     def cycles(self, graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> float:
-        """Of a node and a batch on all threads together: measured now, or earlier."""
+        """Cycles of a node for a batch, on all threads together: measured now, or earlier."""
         name, times = key(graph, node, schedule, pattern), self.state["times_ms"]
         if name not in times:
             self._check()
@@ -106,7 +106,7 @@ class Times:
 
 
 class MeasuredCostModel(CostModel):
-    """CostModel of convolutions, depthwise ones and pooling by the clock; of the rest by the families' rules."""
+    """Convolutions, depthwise ones and pooling cost what they took by the clock, other nodes what is counted."""
 
     def __init__(self, times: Times, *arguments, **options):
         self.times = times
