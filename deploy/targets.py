@@ -150,7 +150,8 @@ def _this_computer():
         wrong.append(_AVX512)
     if not wrong:
         return target
-    return Target({"kind": "llvm", **{k: str(target.attrs[k]) for k in ("mtriple", "mcpu")}, "mattr": wrong})
+    same = {k: str(target.attrs[k]) for k in ("mtriple", "mcpu") if k in target.attrs}
+    return Target({"kind": "llvm", **same, "mattr": wrong})
 
 
 def linker(machine: Machine) -> str | None:

@@ -53,7 +53,7 @@ def caches() -> dict[int, int]:
     """Bytes of the data caches of one core by their level, as far as Linux lists them."""
     found = {}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-        if kind != "Instruction" and size.endswith("K"):
-            found[int(level)] = int(size[:-1]) * 1024
+        facts = [(index / name).read_text().strip() for name in ("level", "type", "size") if (index / name).exists()]
+        if len(facts) == 3 and facts[1] != "Instruction" and facts[2].endswith("K"):
+            found[int(facts[0])] = int(facts[2][:-1]) * 1024
     return found
