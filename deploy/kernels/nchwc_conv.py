@@ -62,6 +62,7 @@ class NCHWcConv(ConvFamily):
         for v in (group // machine.lanes for group in groups if group % machine.lanes == 0):
             # Broadcast from memory if used once; else the compiler wants some registers more, or it spills sums.
             most = (registers - 2) if v == 1 else (registers - 2 * v - 2) // v
+            # 28 and 24 sums leave 32 registers some room, 14 suit maps of 14 or 7 columns, the last whole rows.
             sizes = {min(most, 28 // v), min(most, 24 // v), 14 // v, most - most % work.y[3]}
             for pixels in sorted(sizes - {0}):
                 yield v * machine.lanes, pixels, unroll_for(min(pixels, work.pixels) * v, machine)
@@ -99,17 +100,17 @@ class NCHWcConv(ConvFamily):
         halo = Polyphase.of(program.graph, read_by.depthwise or read_by).halo
         x, source = program.fetch(read_by.inputs[0], width, halo)
         if expansion is None:
-            self, constants = cls.of(node, program, source, y, residual=residual)
+            conv, constants = cls.of(node, program, source, y, residual=residual)
             layers = (node,)
         else:
             inner, wider = cls.of_expansion(node, expansion, program, source)
             wide = program.layout(expansion.node.output)
             fused = {"residual": residual, "expand": inner, "band": expansion.band}
-            self, own = cls.of(node, program, wide, y, expansion.band, **fused)
-            self = replace(self, cycles_in_all=self.cycles_in_all + inner.cycles_in_all)
+            conv, own = cls.of(node, program, wide, y, expansion.band, **fused)
+            conv = replace(conv, cycles_in_all=conv.cycles_in_all + inner.cycles_in_all)
             constants, layers = [*own, *wider], (expansion.node, node)
         arguments = [x, *constants, *(value for value, _ in added)]
-        return program.call(self, arguments, self.batch * y.size, layers)
+        return program.call(conv, arguments, conv.batch * y.size, layers)
 
     @classmethod
     def of_expansion(cls, node: Conv, expansion: Expansion, program: Caller, source: Layout):
@@ -126,16 +127,16 @@ class NCHWcConv(ConvFamily):
         batch, tiles = program.graph.shapes[node.output][0], strips(rows or y.rows, y.columns, schedule.tile)
         empty = Product(len(node.weight), schedule.group, 0, schedule.sparse, schedule.unroll)
         depthwise = (Taps.of(node.depthwise), node.depthwise.activation) if node.depthwise else None
-        self = cls(
+        conv = cls(
             batch, x, y, Taps.of(node), tiles, empty, Epilogue(node.activation, more.get("residual") is not None),
             depthwise, cycles_in_all=round(batch * schedule.cycles), **more,
         )  # fmt: skip
-        channels = [self.columns_in.channel(c) for c in range(node.weight.shape[1])]
-        offsets = (np.array(channels)[:, None] + np.array(self.taps.offsets(self.columns_in))).reshape(-1)
+        channels = [conv.columns_in.channel(c) for c in range(node.weight.shape[1])]
+        offsets = (np.array(channels)[:, None] + np.array(conv.taps.offsets(conv.columns_in))).reshape(-1)
         product, packed = pack(node, program.pattern(node), schedule, offsets)
-        self = replace(self, product=product, rows_first=packed[0].nbytes > 4 * x.size)
+        conv = replace(conv, product=product, rows_first=packed[0].nbytes > 4 * x.size)
         first = pack_depthwise(node.depthwise, block) if node.depthwise else []
-        return self, [*packed, np.array(self.starts(), np.int32), *first]
+        return conv, [*packed, np.array(conv.starts(), np.int32), *first]
 
     @property
     def block(self) -> int:
@@ -163,8 +164,8 @@ class NCHWcConv(ConvFamily):
         every = [start for strip in self.strips for start in strip.starts]
         residual, middle = self.residual or self.y, self.middle
         # A band of the expansion begins with the rows above it, where a map has its padding.
-        down = taps.pad[0] if self.expand else 0
-        first = [(row * taps.stride[0] - taps.pad[0] + down, at * taps.stride[1] - taps.pad[1]) for row, at in every]
+        above = taps.pad[0] if self.expand else 0
+        first = [(row * taps.stride[0] - taps.pad[0] + above, at * taps.stride[1] - taps.pad[1]) for row, at in every]
         read = [middle.at(row, column) for row, column in first]
         return [n for at, s in zip(read, every, strict=True) for n in (at, self.y.at(*s), residual.at(*s))]
 
@@ -185,53 +186,54 @@ class NCHWcConv(ConvFamily):
             own, wider, y = rest[: len(mine)], rest[len(mine) :][: len(wide)], rest[-1]
             residual, tiles = rest[-2] if self.residual else None, own[4]
 
-            def put(image, number, down, beside, edge, values) -> None:
-                """Store pixels of block `number`, `down` (and for the residual `beside`) values behind its begin."""
+            def put(image, number, write, residual_at, edge, values) -> None:
+                """Store pixels of block `number` of y from `write` on; their residual lies from `residual_at` on."""
                 to = T.bind((image * y_at.blocks + number) * y_at.block_stride)
                 if residual is not None:
-                    other = T.bind((image * y_at.blocks + number) * self.residual.block_stride + beside)
+                    other = T.bind((image * y_at.blocks + number) * self.residual.block_stride + residual_at)
                 for (row, column), value in values:
-                    added_at = residual is not None and other + row * self.residual.row_stride + column * block
-                    at = to + down + row * y_at.row_stride + column * block
-                    self.epilogue.store(y, at, value, block, residual, added_at)
+                    from_residual = residual is not None and other + row * self.residual.row_stride + column * block
+                    at = to + write + row * y_at.row_stride + column * block
+                    self.epilogue.store(y, at, value, block, residual, from_residual)
                 clear_halo(y_at, y, to, edge)  # after the sums have left their registers
 
-            def fetch_residual(image, group, pixels, beside) -> None:
+            def fetch_residual(image, group, pixels, residual_at) -> None:
                 """Fetch what a tile will add: it was made some layers ago."""
                 for v in range(product.group // block):
                     number = image * y_at.blocks + group * (product.group // block) + v
                     other = number * self.residual.block_stride
                     for row, column in pixels:
-                        prefetch(residual, other + beside + row * self.residual.row_stride + column * block)
+                        prefetch(residual, other + residual_at + row * self.residual.row_stride + column * block)
 
-            def tile_code(strip: Strip, image, group, source, read, down, beside, edge) -> None:
-                finish = partial(put, image, down=down, beside=beside, edge=edge)
+            def tile_code(strip: Strip, image, group, source, read, write, residual_at, edge) -> None:
+                finish = partial(put, image, write=write, residual_at=residual_at, edge=edge)
                 if self.depthwise is None:
                     if residual is not None:
-                        fetch_residual(image, group, strip.pixels, beside)
+                        fetch_residual(image, group, strip.pixels, residual_at)
                     taken = reads(strip, self.taps, self.x)
                     multiply(machine, product, block, strip.pixels, x, read, taken, own[:4], group, finish)
                 else:
                     separable(machine, self, strip, source, read, own, finish)
 
             def alone(image, tile, group) -> None:
-                read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
+                read, write, residual_at = (T.bind(tiles[tile * 3 + i]) for i in range(3))
                 read = T.bind(image * self.x.size + read)
-                some = (image, group, x, read, down, beside, tile == 0)
+                some = (image, group, x, read, write, residual_at, tile == 0)
                 by_shape(tile, self.strips, lambda strip: tile_code(strip, *some))
 
             if self.expand is not None:
                 bands = y_at.rows // self.band
+                residual_band = self.band * self.residual.row_stride if self.residual else 0
                 with tasks(machine, self.batch * bands, self.cycles_in_all) as number:
                     image, band = T.bind(number // bands), T.bind(number % bands)
                     middle = T.alloc_buffer((self.middle.size,), "float32")
                     expand_rows(machine, self, x, image, band, middle, wider)
                     with T.serial(self.tiles) as tile:
-                        read, down, beside = (T.bind(tiles[tile * 3 + i]) for i in range(3))
-                        down = T.bind(down + band * (self.band * y_at.row_stride))
-                        beside = T.bind(beside + band * (self.band * self.residual.row_stride if self.residual else 0))
+                        read, write, residual_at = (T.bind(tiles[tile * 3 + i]) for i in range(3))
+                        write = T.bind(write + band * (self.band * y_at.row_stride))
+                        residual_at = T.bind(residual_at + band * residual_band)
                         edge = T.And(tile == 0, band == 0)
-                        some = (image, None, middle, read, down, beside, edge)
+                        some = (image, None, middle, read, write, residual_at, edge)
                         by_shape(tile, self.strips, lambda strip: tile_code(strip, *some))
             elif self.depthwise is not None:
                 with tasks(machine, self.batch * self.tiles, self.cycles_in_all) as number:
