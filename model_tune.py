@@ -124,7 +124,8 @@ class Differs(Exception):
 
 def prove(options: Options, device, sparse, dense) -> dict:
     """What the libraries computed and how fast, and where: here, on the device, or nowhere (for want of one)."""
-    from deploy import measure, remote
+    from deploy.runtime import remote
+    from deploy.tuning import measure
 
     if not device and not sparse.runs_here:
         return {"measured_on": None, "max_relative_error": None, "top1_agreement": None, "latency_ms": {}}
@@ -138,7 +139,7 @@ def prove(options: Options, device, sparse, dense) -> dict:
     if not error <= options.tolerance:
         raise Differs(f"relative error {error:.1e} exceeds --tolerance {options.tolerance:.0e}")
     if device:
-        latency = remote.race(runners, images[: shape[0]], options.runs)
+        timers = {name: runner.time for name, runner in runners.items()}
     else:
         racers = {"onnxruntime_dense": reference}
         try:
@@ -146,19 +147,21 @@ def prove(options: Options, device, sparse, dense) -> dict:
         except ValueError as problem:
             print(f"OpenVINO is not timed: {problem}")
         racers |= {name: library.run for name, library in runners.items()}
-        latency = measure.race(racers, images[: shape[0]], options.runs)
+        timers = {name: measure.timer(run) for name, run in racers.items()}
     return {
         "measured_on": device.name if device else "this computer",
         "max_relative_error": error,
         "top1_agreement": top1,
-        "latency_ms": latency,
+        "latency_ms": measure.race(timers, images[: shape[0]], options.runs),
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
         options = parse(argv)
-        from deploy import blocks, compiler, dump, passes, reader, remote, report, startup
+        from deploy import compiler, dump, report
+        from deploy.onnx import blocks, passes, reader
+        from deploy.runtime import remote, startup
 
         write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
         network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)

@@ -184,7 +184,8 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     import tvm  # noqa: F401  # importing is not compiling
 
     import deploy
-    from deploy import clock, measure, startup
+    from deploy.runtime import startup
+    from deploy.tuning import clock, measure
 
     pictures = np.load(files[str(DENSE)].parent / "inputs.npy")
     shape = [1, *pictures.shape[1:]]
@@ -206,7 +207,8 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         found[point]["weight_bytes"] = (file.parent / "deploy" / "weights.bin").stat().st_size
         found[point]["start_up"] = startup.measure(file.parent / "deploy")
         runners[point] = library.run
-    latency = measure.race(runners, pictures[:1], runs)
+    timers = {name: measure.timer(run) for name, run in runners.items()}
+    latency = measure.race(timers, pictures[:1], runs)
     for point, build in found.items():
         build["ms"] = latency[point]
     peers = {name: latency[name] for name in PEERS}
@@ -238,7 +240,7 @@ def layers(file: Path, threads: int, runs: int) -> str:
     time counts there and the work not.
     """
     import deploy
-    from deploy import clock, measure
+    from deploy.tuning import clock, measure
 
     library = deploy.compile_onnx(file, threads=threads)
     times = measure.kernel_times(library, np.load(file.parent / "inputs.npy")[:1], runs)
