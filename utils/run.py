@@ -122,7 +122,9 @@ class Run:
         """The loss of a batch; its figures go into the meter."""
         self._forwards += 1
         with self._exchange(), torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(images).float()
+            logits = self.model(images)
+            if self.amp:
+                logits = logits.float()
             loss = self.loss(logits, labels, images)  # here, since a teacher computes under autocast, too
         self.meter.add(loss.detach(), logits.detach(), labels)
         self._last_loss = loss.detach().to("cpu", non_blocking=True)
