@@ -99,6 +99,44 @@ def test_published_checkpoints_give_the_published_masks_and_logits(case: str, na
         assert relative_error(network(images), torch.tensor(GOLDEN[case]["logits"])) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("arch", "name"), [("resnet18_cifar", "imp"), ("wrn_28_1", "bip"), ("wrn_28_1", "hydra"), ("wrn_28_1", "imp")]
+)
+def test_the_published_ranking_of_all_scores_gives_the_masks(arch: str, name: str, tmp_path):
+    """Catches scores of a linear layer refused where ours is a 1x1 convolution, and scores of unused layers dropped.
+
+    As published, a wide ResNet holds a `sub_block1` that nothing is computed with, but its scores are ranked.
+    """
+    torch.manual_seed(0)
+    network = models.create_model(arch, 10)
+    theirs = {key: t.flatten(1) if key == "fc.weight" else t for key, t in network.state_dict().items()}
+    if arch == "resnet18_cifar":
+        rename = (("fc.", "linear."), ("downsample", "shortcut"))
+        theirs = {key.replace(*rename[0]).replace(*rename[1]): tensor for key, tensor in theirs.items()}
+    else:
+        theirs |= {key.replace("block1", "sub_block1"): t for key, t in theirs.items() if key.startswith("block1")}
+    weights = {key: t for key, t in theirs.items() if t.dim() > 1}
+    scores = {key.replace("weight", "popup_scores"): torch.randn_like(t) for key, t in weights.items()}
+    torch.save({"state_dict": theirs | scores}, tmp_path / "model_best.pth.tar")
+
+    method = pruning.create_method(name, k=0.3)
+    method.accept(models.load_checkpoint(network, tmp_path / "model_best.pth.tar")["extras"])
+    method.attach(network)
+    sizes = torch.cat([tensor.abs().flatten() for tensor in scores.values()])
+    smallest_kept = sizes.sort().values[int((1 - 0.3) * len(sizes))]
+    layers = masked_layers(network)
+    ours = {layer: layer if arch == "wrn_28_1" else layer.replace("fc", "linear") for layer in layers}
+    for layer, module in layers.items():
+        own = scores[f"{ours[layer].replace('downsample', 'shortcut')}.popup_scores"]
+        size = own.abs().view_as(module.mask)
+        decided = size != smallest_kept  # of equal ones any may stay
+        assert torch.equal(module.mask[decided], (size > smallest_kept)[decided].float()), layer
+    before = set(models.create_model(arch, 10).state_dict())
+    pruning.finish(method, network, torch.randn(2, 3, 32, 32))
+    assert set(network.state_dict()) == before
+    assert not hasattr(network, "ranked_beside")
+
+
 def test_scores_find_only_methods_that_know_them(tmp_path):
     network = models.create_model("resnet20s", 10)
     tensors = {key: fill(key, tuple(shape)) for key, shape in GOLDEN["shapes_filter"].items()}
