@@ -234,6 +234,13 @@ class ResRep(Method):
             kept |= {name: own for name, _ in target.hosts}
         return kept
 
+    def shortfalls(self, network: nn.Module, kept: dict[str, Kept], image: Tensor) -> list[str]:
+        costs = self.costs or self._costs(network, image)
+        share, goal = costs.share([kept[target.name].width[1] for target in self.targets]), self.options.flops_target
+        if share <= goal:
+            return []
+        return [f"--flops_target {goal:g} is not reached: {share:.4f} of the multiply-adds are left."]
+
 
 def row_squares(compactors: list[Compactor]) -> list[Tensor]:
     """The squared norm (channels,) of every compactor's rows; those of one shape are computed together."""
