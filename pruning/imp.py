@@ -69,6 +69,8 @@ class IMP(Selective):
         for name, layer in layers.items():
             layer.mask.copy_(masks[name])
         self.settle(run.network)
+        if self.options.rewind and run.average:
+            run.average.restart(run.iteration - 1)  # the update of the step at hand is still to come
 
     def after_update(self, run) -> None:
         self.settle(run.network)

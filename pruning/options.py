@@ -182,9 +182,14 @@ class ResRepOptions(Declared):
     conversion_threshold: float = option(1e-5, "compactor rows of a smaller norm are zero", within="[0, inf)")
     round_to: int = option(1, "keep widths to multiples of it", within="[1, inf)")
     fidelity: str = option("paper", FIDELITY, choices=("paper", "reference"))
+    optimizer: str = option("sgd", "of the run; the penalty needs sgd", choices=("sgd", "adam"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer != "sgd":  # Adam divides gradients by their own size, and with them the penalty
+            raise ValueError(
+                f"--optimizer {self.optimizer}: ResRep needs sgd, for its penalty and --compactor_momentum"
+            )
         if self.fidelity == "reference" and self.round_to > 1:
             raise ValueError(f"--round_to {self.round_to}: not published, so not with --fidelity reference")
 

@@ -690,6 +690,14 @@ def test_mistakes_are_told_in_the_users_words(options: dict, message: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("option", ["lr2", "mask_lr", "k"])
+def test_what_is_no_finite_number_is_refused_on_the_command_line(option: str, number: str):
+    """Catches a weight of the implicit gradient that is not a number, by which every weight would go."""
+    with pytest.raises(ValueError, match=f"--{option} {number}: must be "):
+        imagenet.create_method(parse(["--method", "bip", f"--{option}={number}"]))
+
+
 def test_epochs_must_divide_into_rounds():
     with pytest.raises(ValueError, match="--num_epochs 10: must divide into 3 rounds"):
         imagenet.main([*DIGITS, "--method", "imp", "--rounds", "3", "--num_epochs", "10"])

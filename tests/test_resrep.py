@@ -26,6 +26,7 @@ from structure import Graph, fuse_batch_norm
 from utils.callbacks import Callback
 from utils.count import count
 from utils.export import export_onnx
+from utils.options import parse
 from utils.run import Run, fit
 
 CIFAR = ("resnet20", "resnet56", "resnet56_b", "vgg16_bn")
@@ -440,6 +441,10 @@ def test_mistakes_are_told():
     ):
         with pytest.raises(ValueError, match=f"--{option} {value}: "):
             pruning.create_method("resrep", **{option: value})
+    with pytest.raises(ValueError, match="--optimizer adam: ResRep needs sgd"):
+        imagenet.create_method(parse(["--method", "resrep", "--optimizer", "adam"]))
+    with pytest.raises(ValueError, match="--round_to 8: not published, so not with --fidelity reference"):
+        pruning.create_method("resrep", fidelity="reference", round_to=8)
     with pytest.raises(ValueError, match="Sequential has no layer whose channels ResRep could prune"):
         pruning.create_method("resrep").check(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)))
 

@@ -201,6 +201,7 @@ class Run:
         return {
             "state_dict": (self.average.network() if self.average else self.network).state_dict(),
             "live": self.network.state_dict() if self.average else None,
+            "averaged_since": self.average.since if self.average else 0,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "loader": self.loader.state_dict(),
             "iteration": self.iteration,
@@ -217,6 +218,7 @@ class Run:
             self.network.load_state_dict(state["live" if self.average else "state_dict"])
             if self.average:
                 self.average.copy.load_state_dict(state["state_dict"])
+                self.average.since = state.get("averaged_since", 0)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.loader.load_state_dict(state["loader"])
