@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.declare import Declared, option
 
+FIDELITY = "as the paper says, or as its published code does"
 BUDGET = "uniform: the same rate in every layer; global: one ranking over all layers"
 
 
@@ -111,7 +112,7 @@ class SelectiveOptions(Declared):
     budget: str | None = option(
         None, f"{BUDGET} (default: global for single weights, else uniform)", choices=("uniform", "global")
     )
-    fidelity: str = option("paper", "as the paper says, or as its published code does", choices=("paper", "reference"))
+    fidelity: str = option("paper", FIDELITY, choices=("paper", "reference"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,6 +181,17 @@ class ResRepOptions(Declared):
     bias_lr_factor: float = option(2.0, "factor of the learning rate of biases", within="[0, inf)")
     conversion_threshold: float = option(1e-5, "compactor rows of a smaller norm are zero", within="[0, inf)")
     round_to: int = option(1, "keep widths to multiples of it", within="[1, inf)")
+    fidelity: str = option("paper", FIDELITY, choices=("paper", "reference"))
+    optimizer: str = option("sgd", "of the run; the penalty needs sgd", choices=("sgd", "adam"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer != "sgd":  # Adam divides gradients by their own size, and with them the penalty
+            raise ValueError(
+                f"--optimizer {self.optimizer}: ResRep needs sgd, for its penalty and --compactor_momentum"
+            )
+        if self.fidelity == "reference" and self.round_to > 1:
+            raise ValueError(f"--round_to {self.round_to}: not published, so not with --fidelity reference")
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ class Run:
         """The loss of a batch; its figures go into the meter."""
         self._forwards += 1
         with self._exchange(), torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(images).float()
+            logits = self.model(images)
+            if self.amp:
+                logits = logits.float()
             loss = self.loss(logits, labels, images)  # here, since a teacher computes under autocast, too
         self.meter.add(loss.detach(), logits.detach(), labels)
         self._last_loss = loss.detach().to("cpu", non_blocking=True)
@@ -174,6 +176,7 @@ class Run:
         return {
             "state_dict": (self.average.network() if self.average else self.network).state_dict(),
             "live": self.network.state_dict() if self.average else None,
+            "averaged_since": self.average.since if self.average else 0,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "loader": self.loader.state_dict(),
             "iteration": self.iteration,
@@ -190,6 +193,7 @@ class Run:
             self.network.load_state_dict(state["live" if self.average else "state_dict"])
             if self.average:
                 self.average.copy.load_state_dict(state["state_dict"])
+                self.average.since = state.get("averaged_since", 0)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.loader.load_state_dict(state["loader"])

@@ -11,6 +11,7 @@ The first row that recognises a file reads it. Then `own.read` folds what prunin
 
 import os
 import warnings
+from dataclasses import replace
 
 from torch import nn
 
@@ -24,11 +25,14 @@ __all__ = ["FORMATS", "describe", "load_checkpoint", "read_checkpoint", "save_ch
 FORMATS = {"bip": bip, "resrep": resrep, "stripe": stripe, "torchvision": torchvision}  # any other file is our own
 
 
-def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
+def load_checkpoint(network: nn.Module, path: str | os.PathLike, **facts: object) -> dict:
     """Fill `network` from the file, every tensor or none.
 
     If the file's network is narrower, layers take its shapes. Layers that it lacks are replaced by `nn.Identity` or
     `structure.Constant`.
+
+    Args:
+        facts: what is known about the file, where it does not say so itself: `threshold` of the scales of stripes.
 
     Returns:
         what the file says about itself (arch, epoch, best_prec1, kept, ...), and
@@ -42,6 +46,7 @@ def load_checkpoint(network: nn.Module, path: str | os.PathLike) -> dict:
         ValueError: the file cannot be read, or does not fit the network; then the network is unchanged.
     """
     content = unpack(read_checkpoint(path), path)
+    content = replace(content, facts=facts | content.facts)
     source = next((name for name, form in FORMATS.items() if form.recognise(content, network)), None)
     if source:
         content = FORMATS[source].read(content, network)
