@@ -47,7 +47,7 @@ OWN = {
     "imp": f"{SELECTIVE} --rounds --rewind",
     "resrep": """--flops_target --tied_groups --lasso_strength --before_mask_iters --mask_interval --begin_granularity
         --num_at_least --compactor_momentum --decay_compactors --bias_lr_factor --conversion_threshold --round_to
-        --mask_end""",
+        --mask_end --fidelity --optimizer""",
     "stripe": "--sr --threshold --pr_unit --pr_target --freeze_weights --max_rate --schedule_end",
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
@@ -84,7 +84,8 @@ def test_the_page_of_options_is_what_the_declarations_say():
 
 # Options whose values must exist, be known, or go with another's.
 NOT_VALID_ALONE = {"evaluate", "config", "conv_type", "data_set", "arch", "pretrained_model", "data_path", "distill"}
-NOT_VALID_ALONE |= {"N", "budget"}
+NOT_VALID_ALONE |= {"N", "budget", "optimizer"}
+SHARED = {"lr", "seed", "optimizer"}  # the run's, which some methods are given
 
 
 def valid_words(field) -> tuple[list[str], object]:
@@ -104,7 +105,7 @@ def test_flags_of_other_methods_are_refused(name: str, tmp_path: Path):
     """On the command line, in YAML and from Python alike; the message names who has the option."""
     own, recipe = {field.name for field in options_of(row(name).options)}, tmp_path / "recipe.yml"
     everyones = {field.name: field for method in METHODS.values() for field in options_of(method.options)}
-    foreign = {key: field for key, field in everyones.items() if key not in own and key not in ("lr", "seed")}
+    foreign = {key: field for key, field in everyones.items() if key not in own and key not in SHARED}
     assert len(foreign) > 15
     for key, field in foreign.items():
         words, value = valid_words(field)
