@@ -1,8 +1,8 @@
 """The options of every pruning method, and the table of methods: which class, in which module, takes which options.
 
 An option belongs to the methods whose class declares it; other methods refuse it. Options that a run has for every
-method (`lr`, `seed`, `optimizer`) belong to the run: a class that declares a field of the same name is given the run's value. This
-module needs no torch: a method's own module is imported when the method is created.
+method (`lr`, `seed`, `optimizer`) belong to the run: a class that declares a field of the same name is given the run's
+value. This module needs no torch: a method's own module is imported when the method is created.
 """
 
 from dataclasses import dataclass, field, fields

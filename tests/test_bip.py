@@ -695,7 +695,7 @@ def test_mistakes_are_told_in_the_users_words(options: dict, message: str):
 def test_what_is_no_finite_number_is_refused_on_the_command_line(option: str, number: str):
     """Catches a weight of the implicit gradient that is not a number, by which every weight would go."""
     with pytest.raises(ValueError, match=f"--{option} {number}: must be "):
-        imagenet.create_method(parse(["--method", "bip", f"--{option}={number}"]))
+        imagenet.parse(["--method", "bip", f"--{option}={number}"])
 
 
 def test_epochs_must_divide_into_rounds():
