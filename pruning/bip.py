@@ -133,7 +133,7 @@ class PublishedBiP(BiP):
         learning = {*map(id, of_norms)}
         frozen = [parameter for parameter in weights if id(parameter) not in learning]
         _freeze(frozen, learned=run.iteration > 1 or not self.options.accelerate)
-        gradients = [parameter.grad for parameter in (*of_norms, *scores)]
+        gradients = [parameter.grad for parameter in (*of_norms, *scores) if parameter.grad is not None]
         torch._foreach_addcmul_(gradients, gradients, gradients, value=-lr2)
         self._update_scores(run)
 
@@ -161,7 +161,7 @@ def _freeze(parameters: list[nn.Parameter], learned: bool) -> None:
     momentum still move the parameters. Where they have not, there is no gradient, and they stay.
     """
     if learned:
-        torch._foreach_zero_([parameter.grad for parameter in parameters])
+        torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
         return
     for parameter in parameters:
         parameter.grad = None
