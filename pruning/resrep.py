@@ -121,7 +121,11 @@ class ResRep(Method):
             "norm": {"weight_decay": 0.0},
             "weight": {},
         }
-        return [make([{"params": groups[kind]} | own[kind] for kind in reversed(groups) if groups[kind]])]
+        optimizer = make([{"params": groups[kind]} | own[kind] for kind in reversed(groups) if groups[kind]])
+        for group in optimizer.param_groups:
+            if "betas" in group and "momentum" in group:  # Adam's name for it
+                group["betas"] = (group.pop("momentum"), group["betas"][1])
+        return [optimizer]
 
     def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
         if self.costs is None:
@@ -165,12 +169,14 @@ class ResRep(Method):
     def _catch(self, run) -> None:
         """Rows to forget that a stride would carry across zero stay there, or they would swing around it for ever."""
         optimizer = run.optimizers[0]
-        rate, momentum = optimizer.param_groups[0]["lr"], self.options.compactor_momentum
-        stride = rate * self.options.lasso_strength / (1 - momentum)
+        first, momentum = optimizer.param_groups[0], self.options.compactor_momentum
+        adam = "betas" in first  # each of its entries moves by the rate, however small the penalty
         for compactors, norms in self._by_shape(run.network):
-            kept = ((_stacked([c.mask for c in compactors]) > 0) | (norms >= stride))[..., None]
             weights = [c.weight for c in compactors]
-            buffers = [optimizer.state[weight].get("momentum_buffer") for weight in weights]
+            push = weights[0][0].numel() ** 0.5 if adam else self.options.lasso_strength / (1 - momentum)
+            kept = ((_stacked([c.mask for c in compactors]) > 0) | (norms >= first["lr"] * push))[..., None]
+            name = "exp_avg" if adam else "momentum_buffer"
+            buffers = [optimizer.state[weight].get(name) for weight in weights]
             _put(weights, _stacked(weights) * kept)
             if buffers[0] is not None:
                 _put(buffers, _stacked(buffers) * kept)

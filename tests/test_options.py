@@ -47,7 +47,7 @@ OWN = {
     "imp": f"{SELECTIVE} --rounds --rewind",
     "resrep": """--flops_target --tied_groups --lasso_strength --before_mask_iters --mask_interval --begin_granularity
         --num_at_least --compactor_momentum --decay_compactors --bias_lr_factor --conversion_threshold --round_to
-        --mask_end --fidelity --optimizer""",
+        --mask_end --fidelity""",
     "stripe": "--sr --threshold --pr_unit --pr_target --freeze_weights --max_rate --schedule_end",
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
@@ -84,8 +84,8 @@ def test_the_page_of_options_is_what_the_declarations_say():
 
 # Options whose values must exist, be known, or go with another's.
 NOT_VALID_ALONE = {"evaluate", "config", "conv_type", "data_set", "arch", "pretrained_model", "data_path", "distill"}
-NOT_VALID_ALONE |= {"N", "budget", "optimizer"}
-SHARED = {"lr", "seed", "optimizer"}  # the run's, which some methods are given
+NOT_VALID_ALONE |= {"N", "budget"}
+SHARED = {"lr", "seed"}  # the run's, which some methods are given
 
 
 def valid_words(field) -> tuple[list[str], object]:
