@@ -89,9 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="the folder of the other checkout")
     parser.add_argument("--archs", nargs="*", default=list(SIZES), help="networks to train")
-    parser.add_argument(
-        "--networks", nargs="*", default=["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "resnet50"]
-    )
+    networks = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "resnet50"]
+    parser.add_argument("--networks", nargs="*", default=networks, help="networks to compile")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -124,10 +123,9 @@ def main() -> None:
             medians = [f"{statistics.median(times):.2f} ms" for times in zip(*pairs, strict=True)]
             rows.append([label, *medians, f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}"])
             print(*rows[-1], sep="  ", flush=True)
-    head = subprocess.run(
-        ["git", "describe", "--always"], cwd=options.other, capture_output=True, text=True, check=True
-    )
-    text = f"""# This checkout beside commit {head.stdout.strip()}
+    describe = ["git", "describe", "--always"]
+    head = subprocess.run(describe, cwd=options.other, capture_output=True, text=True, check=True).stdout.strip()
+    text = f"""# This checkout beside commit {head}
 
 Processes of both checkouts take turns; {options.rounds} rounds after two that are not counted, {options.threads}
 thread(s), training in bfloat16 on {BATCH} pictures, compiled networks at 224x224 with one picture.
