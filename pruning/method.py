@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruning.options import NoOptions
 from pruning.score import Calibration
 from utils.kept import Kept
+from utils.run import Run
 
 NOTABLE = 0.01  # how far from the asked share a run may end without saying so: numbers of groups are whole
 
@@ -61,11 +62,11 @@ class Method:
     def calibrate(self, network: nn.Module, dense: nn.Module | None, calibration: Calibration) -> None:
         """Called after `attach`: make good for what the mask broke, beside the `dense` network (if `needs_dense`)."""
 
-    def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module, make: Callable) -> list[torch.optim.Optimizer]:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""
         return [make([parameter for parameter in network.parameters() if parameter.requires_grad])]
 
-    def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         """One training step on `batches` of (images (B, 3, H, W), labels (B,)): by default one update, by the mean."""
         for images, labels in batches:
             run.backward(run.forward(images, labels) / len(batches))
@@ -73,10 +74,10 @@ class Method:
         run.update()
         self.after_update(run)
 
-    def on_gradients(self, run) -> None:
+    def on_gradients(self, run: Run) -> None:
         """Gradients are complete and unscaled."""
 
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         """Weights are new: thresholds, masks. `run.iteration` and `run.progress` (0 to 1) are known."""
 
     def settle(self, network: nn.Module) -> None:

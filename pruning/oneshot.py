@@ -20,6 +20,7 @@ from pruning.published import REARRANGED
 from pruning.score import NEED_GRADIENTS, Calibration, mean_gradients, score
 from structure import Graph
 from utils.kept import Kept
+from utils.run import Run
 
 PATTERNS = {
     "block_l1": BLOCKS,
@@ -117,7 +118,7 @@ class OneShot(Method):
         for layer in layers.values():
             add_mask(layer, self._mask(layer.weight, layer.plan, first))
 
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         if self.options.schedule != "oneshot":
             self._grow(run)
         self.settle(run.network)
@@ -125,7 +126,7 @@ class OneShot(Method):
     def settle(self, network: nn.Module) -> None:
         hold(list(masked_layers(network).values()))
 
-    def _grow(self, run) -> None:
+    def _grow(self, run: Run) -> None:
         """Select anew when it is time, until the end. What is pruned stays so, since zeros have the lowest score."""
         every, end = self.options.schedule_every, self.options.schedule_end
         one_step = run.batches_per_step / (len(run.loader) * run.epochs)

@@ -16,6 +16,7 @@ from pruning.options import ResRepOptions
 from pruning.score import Calibration
 from structure import SUM, Graph, Space, fuse_batch_norm, fuse_pointwise, slice_channels
 from utils.kept import Kept
+from utils.run import Run
 
 EPOCHS_BEFORE_MASKS = 5
 
@@ -127,13 +128,13 @@ class ResRep(Method):
                 group["betas"] = (group.pop("momentum"), group["betas"][1])
         return [optimizer]
 
-    def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         if self.costs is None:
             self.costs = self._costs(run.network, batches[0][0][:1])
         super().step(run, *batches)
 
     @torch.no_grad()
-    def on_gradients(self, run) -> None:
+    def on_gradients(self, run: Run) -> None:
         """Rows to forget lose the loss's gradient; every row is pulled towards zero."""
         least = max(self.options.conversion_threshold, 1e-12)
         for compactors, norms in self._by_shape(run.network):
@@ -143,7 +144,7 @@ class ResRep(Method):
             _put([c.weight.grad for c in compactors], gradients)
 
     @torch.no_grad()
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         o = self.options
         self._catch(run)
         before = o.before_mask_iters
@@ -166,7 +167,7 @@ class ResRep(Method):
         """By a picture (1, 3, H, W)."""
         return Costs(network, self.targets, image, self.options.round_to, self.published)
 
-    def _catch(self, run) -> None:
+    def _catch(self, run: Run) -> None:
         """Rows to forget that a stride would carry across zero stay there, or they would swing around it for ever."""
         optimizer = run.optimizers[0]
         first, momentum = optimizer.param_groups[0], self.options.compactor_momentum

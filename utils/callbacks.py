@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from utils.average import statistics
 from utils.files import save_checkpoint, save_text
-from utils.run import Run, evaluate
+from utils.run import Batches, Run, evaluate
 
 
 class Callback:
@@ -24,7 +24,7 @@ class Callback:
 class Evaluate(Callback):
     """Adds results["val"]."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: Batches):
         self.loader = loader
 
     def after_epoch(self, run: Run, results: dict[str, dict]) -> None:
