@@ -16,7 +16,7 @@ from pruning.hydra import Hydra
 from pruning.layers import masked_layers
 from pruning.method import Method
 from pruning.options import BiPOptions
-from pruning.published import BIP_DECAYS
+from utils.published import BIP_DECAYS
 from utils.run import Run
 
 # The scores' schedule, epoch by epoch: from the share of the training that is done, the share of the peak rate.

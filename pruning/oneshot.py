@@ -16,10 +16,10 @@ from pruning.layers import add_mask, hold, masked_layers, remove_mask
 from pruning.method import Method
 from pruning.options import OneShotOptions, RandomOptions
 from pruning.order import clustered_order, filter_order
-from pruning.published import REARRANGED
 from pruning.score import NEED_GRADIENTS, Calibration, mean_gradients, score
 from structure import Graph
 from utils.kept import Kept
+from utils.published import REARRANGED
 from utils.run import Run
 
 PATTERNS = {

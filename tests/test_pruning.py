@@ -39,7 +39,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_t
 CASES = [(arch, case) for arch, known in GOLDEN.items() for case in known["masks"]]
 
 
-# The fact sheet's appendix: which layers are sorted (R), by index in walk order.
+# As published: which layers are sorted (R), by index in walk order.
 SORTED = {
     "mobilenet_v1": set(range(14)),
     "mobilenet_v2": {*range(1, 34, 2)},
@@ -49,7 +49,7 @@ SORTED = {
 
 
 def sine_weight(O: int, I: int) -> torch.Tensor:
-    """The fact sheet's example: w[o, i] = sin(o * I + i + 1)."""
+    """An example: w[o, i] = sin(o * I + i + 1)."""
     return torch.arange(1, O * I + 1).sin().view(O, I, 1, 1)
 
 
@@ -148,7 +148,7 @@ def test_published_masks(arch: str, case: str):
 
 
 def published_mask(weight: np.ndarray, N: int, rate: float, sort: bool) -> np.ndarray:
-    """The fact sheet's recipe, step by step, for weight (O, I, kh, kw); ties by index."""
+    """The published recipe, step by step, for weight (O, I, kh, kw); ties by index."""
     order = (
         np.argsort(np.abs(weight).reshape(len(weight), -1).sum(1), kind="stable") if sort else np.arange(len(weight))
     )

@@ -89,7 +89,7 @@ def test_published_accounting_of_dense_networks(arch: str, flops: int, parameter
 
 
 def broken_as_published(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A pruned file as the fact sheet has it, from a settled VGG or ResNet with skeletons; blocks may be gone."""
+    """A pruned file as published, from a settled VGG or ResNet with skeletons; blocks may be gone."""
     state, alive_in = {}, torch.ones(3, dtype=torch.bool)
     modules = dict(network.named_modules())
     gone = [
