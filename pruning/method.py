@@ -151,12 +151,12 @@ def proven_copy(network: nn.Module, change: Callable, images: Tensor, tolerance:
     """
     before = network.eval().double()(images.double())
     changed = copy.deepcopy(network.float())
-    told = change(changed)
+    returned = change(changed)
     after = changed.double()(images.double())
     changed.float()
     name = getattr(change, "func", change).__name__  # that of a partial's function
     _demand_equal(name, after, before, tolerance)
-    return changed, told
+    return changed, returned
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

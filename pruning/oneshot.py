@@ -78,8 +78,8 @@ class OneShot(Method):
     def __str__(self) -> str:
         known = {"N", "pr_target", "seed"}
         asked = {f.name: getattr(self.options, f.name) for f in fields(self.options)}
-        told = [f"{f.name} {asked[f.name]}" for f in fields(self.options) if asked[f.name] != f.default]
-        further = sorted(word for word in told if word.split()[0] not in known)
+        changed = [f"{f.name} {asked[f.name]}" for f in fields(self.options) if asked[f.name] != f.default]
+        further = sorted(word for word in changed if word.split()[0] not in known)
         label = f"{'random ' * self.random}{self.pattern}"
         return ", ".join([label, f"pr_target {asked['pr_target']}", *(word.removesuffix(" True") for word in further)])
 

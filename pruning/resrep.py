@@ -212,13 +212,13 @@ class ResRep(Method):
     def figures(self, network: nn.Module) -> dict[str, float]:
         masks = self.masks(network)
         norms, mask = torch.cat(self.norms(network)), torch.cat(masks).bool()
-        told = {"masked_channels": int((~mask).sum()), "norm_remembered": float(norms[mask].mean())}
+        figures = {"masked_channels": int((~mask).sum()), "norm_remembered": float(norms[mask].mean())}
         if self.costs:
-            told["macs_ratio"] = self.costs.share([int(mask.sum()) for mask in masks])
+            figures["macs_ratio"] = self.costs.share([int(mask.sum()) for mask in masks])
         if not mask.all():
-            told |= {"norm_forgotten": float(norms[~mask].mean())}
-            told |= {"norm_gap": float(norms[mask].min() - norms[~mask].max())}
-        return told
+            figures |= {"norm_forgotten": float(norms[~mask].mean())}
+            figures |= {"norm_gap": float(norms[mask].min() - norms[~mask].max())}
+        return figures
 
     @torch.no_grad()
     def finish(self, network: nn.Module) -> dict[str, Kept]:
