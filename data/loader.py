@@ -46,6 +46,32 @@ class Loader:
             yield self._normalise(images), labels.to(self.device, non_blocking=True)
         self.epoch, self.batch = self.epoch + self.train, 0
 
+    def share(self, rank: int, world: int) -> None:
+        """Take picture `rank` of each `world` of every batch. In training all processes have equally many.
+
+        Raises:
+            ValueError: a training batch has fewer pictures than there are processes.
+        """
+        if self.train:
+            if self.batch_size < world:
+                raise ValueError(f"{self.batch_size} pictures in a training batch do not go round {world} processes")
+            self.batch_size -= self.batch_size % world  # it may have been lowered to the number of pictures
+        self.rank, self.world = rank, world
+
+    def left_over(self, batches: int = 1) -> int:
+        """How many pictures an epoch leaves out, as no whole step of `batches` batches is left for them.
+
+        Raises:
+            ValueError: an epoch has fewer batches than that.
+        """
+        steps = len(self) // batches
+        if not steps:
+            raise ValueError(
+                f"{self.count} pictures make {len(self)} batches of {self.batch_size}, but a step of training takes "
+                f"{batches}: lower --train_batch_size or --accumulate"
+            )
+        return self.count - steps * batches * self.batch_size if self.limit is None else 0
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}
 

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,9 +55,17 @@ class Records(Sequence):
         if value is None:
             raise ValueError(f"{self.path}: has no {key!r}")
         try:
-            return _Plain(io.BytesIO(value)).load()
-        except (pickle.UnpicklingError, EOFError, IndexError) as error:
-            raise ValueError(f"{self.path}: {key!r}: {error}") from None
+            return _plain(value)
+        except Exception as error:  # damaged pickles raise many types
+            raise ValueError(f"{self.path}: {key!r}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _plain(value: bytes) -> object:
+    """What a pickle holds. Lengths and places in it that lie outside of it are found before any memory is taken."""
+    for code, argument, _ in pickletools.genops(value):  # raises if a length exceeds what is left
+        if code.name.endswith("PUT") and argument > len(value):  # the unpickler would make a table of that size
+            raise pickle.UnpicklingError(f"damaged: it counts {argument} objects in {len(value)} bytes")
+    return _Plain(io.BytesIO(value)).load()
 
 
 class _Plain(pickle.Unpickler):

@@ -1,5 +1,6 @@
 """The data sets: each function reads one kind and returns its (train, val) loaders."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -155,10 +156,9 @@ def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sam
 
 
 def lmdb(request: Request) -> Pair:
-    """`train.lmdb` and `val.lmdb`, seen as an imagefolder's pictures; names in `classes.txt`, or 1000 classes."""
+    """`train.lmdb` and `val.lmdb`, seen as an imagefolder's pictures; a class a line in `classes.txt`, or 1000."""
     path = _existing(request, "lmdb")
-    names = path / "classes.txt"
-    classes = names.read_text().split() if names.exists() else [str(label) for label in range(1000)]
+    classes = _class_names(path / "classes.txt") or [str(label) for label in range(1000)]
     make = partial(FolderLoader, size=request.image_size, classes=classes, workers=request.workers)
     loaders = []
     for train, name in ((True, "train.lmdb"), (False, "val.lmdb")):
@@ -167,6 +167,15 @@ def lmdb(request: Request) -> Pair:
         records = Records(path / name, len(classes))
         loaders.append(make(records, skip_bad=request.skip_bad, **request.loader_arguments(train)))
     return tuple(loaders)
+
+
+def _class_names(path: Path) -> list[str]:
+    """The lines of a file of class names, each a name that may have spaces in it; none if there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a list of class names in UTF-8 ({error})") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def fake(request: Request) -> Pair:
@@ -226,14 +235,38 @@ def _part(path: Path, names: tuple[str, ...]) -> Path:
 
 
 def _class_tree(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Class names and (picture, label) pairs of a folder of class folders."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    """Class names and (picture, label) pairs of a folder of class folders. What is hidden is no data."""
+    classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry))
+    if not classes:
+        raise ValueError(f"--data_path {path}: has no class folders")
+    samples = [(picture, label) for label, name in enumerate(classes) for picture in _pictures(str(path / name))]
+    empty = sorted(set(range(len(classes))) - {label for _, label in samples})
+    if empty:
+        raise ValueError(f"--data_path {path}: no pictures in {', '.join(classes[label] for label in empty[:5])}")
+    return classes, samples
 
-    try:
-        classes, numbers = find_classes(str(path))
-        return classes, make_dataset(str(path), numbers, IMG_EXTENSIONS)
-    except FileNotFoundError as error:  # no class folders, or one without a picture
-        raise ValueError(f"--data_path {path}: {str(error).splitlines()[0]}") from None
+
+def _pictures(folder: str) -> list[str]:
+    """The paths of all pictures in a folder and the folders in it, sorted by folder and name."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found, folders = [], [folder]
+    while folders:
+        here = folders.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if _hidden(entry):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.is_file() and entry.name.lower().endswith(IMG_EXTENSIONS):  # not a pipe or a device
+                    found.append((here, entry.name))
+    return [os.path.join(*parts) for parts in sorted(found)]
+
+
+def _hidden(entry: os.DirEntry) -> bool:
+    """Whether tools put it there for themselves: `.ipynb_checkpoints`, `.DS_Store`, `._1.png`."""
+    return entry.name.startswith(".")
 
 
 def _stacked(samples: list[Sample], side: int) -> tuple[Tensor, Tensor]:
