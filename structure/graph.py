@@ -32,6 +32,7 @@ PRODUCT_CALLS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 SHAPE_CALLS = {getattr, "size", "dim"}  # these return numbers, not tensors
 # This reason forbids another order for one layer alone. It does not forbid one for all layers of the space together.
 SUM = "a residual sum"
+LOGITS = "the logits"
 
 
 @dataclass(eq=False)
@@ -128,7 +129,7 @@ class Graph:
             self._spaces[node] = Space(fixed={f"the tensor {node.target}"})
         elif node.op == "output":
             for source in sources:
-                self._space(source).fixed.add("the logits")
+                self._space(source).fixed.add(LOGITS)
         elif node.target in self.layers and node.op == "call_module":
             self._visit_layer(node, sources[0])
         elif _is_one_per_channel(target):
