@@ -194,7 +194,7 @@ def test_pictures_come_in_the_order_of_torchvision(tmp_path):
     (tmp_path / "train" / "dog" / "link.jpg").symlink_to(tmp_path / "train" / "dog" / "0.jpg")
     train, _ = loaders("imagefolder", tmp_path)
     expected = make_dataset(str(tmp_path / "train"), {"cat": 0, "dog": 1}, IMG_EXTENSIONS)
-    assert data.sources._class_tree(tmp_path / "train")[1] == expected
+    assert data.trees.class_tree(tmp_path / "train")[1] == expected
     assert train.count == len(expected) == 11
 
 
@@ -251,6 +251,27 @@ def test_damaged_records_take_no_memory(damaged: bytes, tmp_path):
         data.records.Records(tmp_path / "train.lmdb", 2)
     assert "\n" not in str(error.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_truncated_lmdb_file_is_refused(tmp_path):
+    """Reading what is missing would end the process with a bus error."""
+    write_jpeg(tmp_path / "0")
+    path = tmp_path / "train.lmdb"
+    write_lmdb(path, encoded(*[(tmp_path / "0.jpg", 0)] * 200))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"train\.lmdb: truncated"):
+        data.records.Records(path, 1)
+
+
+@pytest.mark.parametrize("record", [(b"", -1), (b"", 2), (b"", 0.5), ("", 0), (b"",), (b"", 0, 0), 7, None])
+def test_records_that_are_no_picture_and_label_are_named_by_the_check(record, tmp_path):
+    write_jpeg(tmp_path / "0")
+    for part in ("train", "val"):
+        write_lmdb(tmp_path / f"{part}.lmdb", encoded((tmp_path / "0.jpg", 0)) | {b"odd": record})
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    expected = [f"{tmp_path}/{part}.lmdb: b'odd' is not a picture and a label below 2" for part in ("train", "val")]
+    assert data.check("lmdb", **request(tmp_path)) == expected
 
 
 # Too few
