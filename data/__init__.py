@@ -3,7 +3,7 @@
 from itertools import chain
 
 from data.loader import MEAN, STD, Loader
-from data.sources import DEFAULT_SIZE, SAMPLES, SOURCES, Request, decode_all
+from data.sources import DEFAULT_SIZE, SAMPLES, SOURCES, UNREAD, Request, decode_all
 
 __all__ = ["DEFAULT_SIZE", "MEAN", "SOURCES", "STD", "Loader", "check", "create_loaders"]
 
@@ -22,7 +22,7 @@ def create_loaders(data_set: str, **request) -> tuple[Loader, Loader]:
 
 
 def check(data_set: str, **request) -> list[str]:
-    """Decodes every picture to train and to validate; `path: reason` for each that does not decode.
+    """Decodes every picture to train and to validate; `path: reason` for each that does not decode, or is not read.
 
     A data set that is not made of encoded pictures has none. The arguments and errors are those of `create_loaders`.
     """
@@ -35,7 +35,7 @@ def check(data_set: str, **request) -> list[str]:
             problems.append(problem)
         if number % 100_000 == 0:
             request.say(f"{number} of {count} pictures decoded, {len(problems)} bad")
-    return problems
+    return problems + (UNREAD[data_set](request) if data_set in UNREAD else [])
 
 
 def _known(data_set: str) -> None:

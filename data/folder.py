@@ -21,6 +21,7 @@ from data.loader import Loader
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
 TIFF_PHOTOMETRIC = 262  # the tag that says whether zero is black or white
+BLANK = 1 << 24  # pixels: above, a file must have so many bytes that there may be something to see
 SPARE = 20  # how many pictures in a row may be bad before skipping them ends
 
 
@@ -166,6 +167,9 @@ def decode(source: str | Encoded) -> Tensor:
     try:
         content = bytearray(_content(source))
         with Image.open(io.BytesIO(content)) as picture:  # reads the header only, and checks the size that it declares
+            width, height = picture.size
+            if width * height > max(BLANK, 1000 * len(content)):  # no picture but an empty one is coded so tightly
+                raise ValueError(f"declares {width}x{height} pixels in {len(content)} bytes")
             if picture.format in ("JPEG", "MPO"):
                 with contextlib.suppress(RuntimeError):  # of a bad one; PIL says best what is wrong
                     return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)

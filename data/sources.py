@@ -13,7 +13,7 @@ from data.dali import DaliLoader
 from data.folder import FolderLoader, decode
 from data.loader import Loader, ResidentLoader
 from data.records import Records
-from data.trees import class_names, class_tree
+from data.trees import class_names, class_tree, unread
 
 CHECKED_UP_TO = 20_000  # pictures; larger sets are checked as they are read
 TRAIN_FOLDERS, VAL_FOLDERS = ("train", "ILSVRC2012_img_train"), ("val", "test")
@@ -203,6 +203,9 @@ SAMPLES = {  # of the data sets that are encoded pictures: the (train, val) samp
     "tiny_imagenet": lambda request: _tiny_imagenet_parts(request)[1],
     "imagefolder": lambda request: _imagefolder_parts(request)[1],
     "lmdb": lambda request: _lmdb_parts(request)[1],
+}
+UNREAD = {  # pictures that are in a data set's folders, but not read
+    "imagefolder": lambda r: [f for part in (TRAIN_FOLDERS, VAL_FOLDERS) for f in unread(_part(r.data_path, part))],
 }
 DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64}
 DEFAULT_SIZE |= dict.fromkeys(("imagefolder", "lmdb", "fake"), 224)

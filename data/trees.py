@@ -16,10 +16,24 @@ def class_tree(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
     return classes, samples
 
 
-def _pictures(folder: str) -> list[str]:
-    """The paths of all pictures in a folder and the folders in it, sorted by folder and name."""
+def unread(path: Path) -> list[str]:
+    """A line for each picture in a folder of class folders that `class_tree` leaves out because of its name."""
+    from PIL import Image
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    others = tuple(Image.registered_extensions().keys() - set(IMG_EXTENSIONS))
+    known = ", ".join(IMG_EXTENSIONS)
+    return [f"{name}: not read: its name ends in none of {known}" for name in _files(str(path), others)]
+
+
+def _pictures(folder: str) -> list[str]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return _files(folder, IMG_EXTENSIONS)
+
+
+def _files(folder: str, endings: tuple[str, ...]) -> list[str]:
+    """The paths of all files with these endings in a folder and the folders in it, sorted by folder and name."""
     found, folders = [], [folder]
     while folders:
         here = folders.pop()
@@ -29,7 +43,7 @@ def _pictures(folder: str) -> list[str]:
                     continue
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.is_file() and entry.name.lower().endswith(IMG_EXTENSIONS):  # not a pipe or a device
+                elif entry.is_file() and entry.name.lower().endswith(endings):  # not a pipe or a device
                     found.append((here, entry.name))
     return [os.path.join(*parts) for parts in sorted(found)]
 

@@ -257,11 +257,25 @@ def test_a_classifier_that_fits_is_taken(save, tensors):  # noqa: F811
     assert same(ours.state_dict(), tensors)
 
 
+def test_facts_of_another_kind_are_none(save, tensors):  # noqa: F811
+    """Others mean something else by these words, or the file is damaged."""
+    for value in (3, "x", [None], {1: 2}, torch.ones(2)):
+        facts = dict.fromkeys(("classes", "widths", "kept", "deps", "options", "accuracy", 3), value)
+        ours = network()
+        try:
+            models.load_checkpoint(ours, save({"state_dict": tensors} | facts), fresh_classifier=True)
+        except ValueError:
+            assert isinstance(value, dict)  # no widths of this network
+        else:
+            assert same(ours.state_dict(), tensors)
+
+
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
         ("bcdefghijk", "only the file has a and only the data has k"),
         ("bacdefghij", "number 0 is a in the file, b in the data"),
+        ("abcdefghijj", "number 10 is nothing in the file, j in the data"),
     ],
 )
 def test_as_many_classes_but_others(save, tensors, classes, said):  # noqa: F811

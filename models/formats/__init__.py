@@ -64,7 +64,7 @@ def load_checkpoint(
     masks, misfits = fill(network, content, classes)
     if misfits:
         name = getattr(network, "arch", type(network).__name__)
-        raise ValueError(f"{path}: does not fit {name}: {'; '.join(misfits)}")
+        raise ValueError(f"{path}: does not fit {name}: {' '.join('; '.join(misfits).split())}")
     extras = {name: tensor for name, tensor in content.extras.items() if name.rpartition(".")[0] not in masks}
     info = {**content.facts, "format": source or content.form, "masks": masks, "extras": extras}
     if content.note:

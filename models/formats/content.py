@@ -78,7 +78,7 @@ def unpack(container: dict, path: str | os.PathLike, network: nn.Module) -> Cont
 
 def _facts(container: dict) -> dict:
     values = {k: v.item() if isinstance(v, Tensor | np.generic) and v.ndim == 0 else v for k, v in container.items()}
-    return {k: v for k, v in values.items() if isinstance(v, str | int | float | FACTS.get(k, str))}
+    return {k: v for k, v in values.items() if isinstance(v, FACTS.get(k, str | int | float))}
 
 
 def _dense(name: str, tensor: Tensor | np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +52,14 @@ def contradictions_of(content: Content, network: nn.Module) -> list[str]:
 
 def difference(theirs: list[str] | None, ours: list[str] | None) -> list[str]:
     """A line that names the first differences between the file's classes and the data's; none if one is not known."""
-    if not theirs or ours is None or list(theirs) == list(ours):
+    theirs = [str(name) for name in theirs or ()]
+    if not theirs or ours is None or theirs == list(ours):
         return []
-    pairs = (("the file", set(map(str, theirs)) - set(ours)), ("the data", set(ours) - set(map(str, theirs))))
-    told = [f"only {who} has {', '.join(sorted(names)[:5])}" for who, names in pairs if names]
+    sides = (("the file", set(theirs) - set(ours)), ("the data", set(ours) - set(theirs)))
+    told = [f"only {who} has {', '.join(sorted(names)[:5])}" for who, names in sides if names]
     if not told:
-        number, pair = next((n, pair) for n, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1])
-        told = ["number {} is {} in the file, {} in the data".format(number, *pair)]
+        pairs = enumerate(zip_longest(theirs, ours, fillvalue="nothing"))
+        told = [f"number {n} is {a} in the file, {b} in the data" for n, (a, b) in pairs if a != b][:1]
     return [f"the file's classes are not those of the data: {' and '.join(told)}"]
 
 
