@@ -57,7 +57,16 @@ class DaliLoader(Loader):
                 for number in numbers:
                     self.samples[number] = readable(self.samples, number, self.skip_bad)[1]
                 if before == [self.samples[number] for number in numbers]:
-                    raise ValueError(f"--use_dali: DALI says {_cause(error)}") from None
+                    raise ValueError(f"--use_dali: {self._culprit(numbers)}: DALI says {_cause(error)}") from None
+
+    def _culprit(self, numbers: list[int]) -> str:
+        """The path of the first picture that DALI cannot read alone."""
+        for number in numbers:
+            try:
+                self._dali.as_tensor(self._cut([number])).torch()
+            except RuntimeError:
+                return self.samples[number][0]
+        return "a batch"
 
     def _cut(self, numbers: list[int]):
         """DALI's batch of (size, size, 3) pictures."""

@@ -123,6 +123,15 @@ def test_dali_is_given_no_picture_that_it_misreads(tmp_path, monkeypatch):
         loaders("imagefolder", tmp_path, use_dali=True)
 
 
+def test_what_dali_alone_cannot_read_is_named(tmp_path):
+    """TIFF pictures of one bit: PIL reads them."""
+    tree_of(tmp_path, write_jpeg)
+    Image.new("1", (64, 64)).save(tmp_path / "val" / "cat" / "1.tif")
+    _, val = loaders("imagefolder", tmp_path, use_dali=True)
+    with pytest.raises(ValueError, match=r"--use_dali: .*cat/1\.tif: DALI says"):
+        list(val)
+
+
 # Damage
 
 
@@ -136,6 +145,7 @@ def test_declared_sizes_are_checked_before_anything_is_decoded(make, tmp_path, m
             decode(source)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_sizes_below_the_limit_must_fit_the_number_of_bytes(tmp_path):
     """169 million pixels take two gigabytes on their way through PIL, and none of them is there."""
     bomb(tmp_path / "bomb.jpg", side=13000)
