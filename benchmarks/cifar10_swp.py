@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
 from benchmarks.jobs import RESULTS, ROOT, command, finished, medians, run, summary
+from benchmarks.published_cost import PublishedCost, published_cost
 from utils import machine
-from utils.count import PublishedCost, published_cost
 from utils.files import save_text
 from utils.report import markdown
 

@@ -96,7 +96,7 @@ def drop(dense: Path, path: Path, N: int, kept: float) -> Path:
 
 def error(path: Path, threads: int) -> float:
     import deploy
-    from deploy import measure
+    from deploy.tuning import measure
 
     library = deploy.compile_onnx(path, threads=threads, batch=1)
     images = np.random.default_rng(1).standard_normal(library.info["input"]["shape"]).astype(np.float32)

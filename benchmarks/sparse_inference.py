@@ -160,7 +160,8 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
 
     torch.manual_seed(0)
     network, images = models.create_model(name, 10 if name in CIFAR else 1000), torch.randn(4, 3, size, size)
-    method = pruning.create_method("block_l1" if point.N else "dense", N=max(1, point.N), pr_target=point.rate / 100)
+    blocks = {"N": point.N, "pr_target": point.rate / 100}
+    method = pruning.create_method("block_l1", **blocks) if point.N else pruning.create_method("dense")
     method.attach(network)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -183,7 +184,8 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     import tvm  # noqa: F401  # importing is not compiling
 
     import deploy
-    from deploy import clock, measure, startup
+    from deploy.runtime import startup
+    from deploy.tuning import clock, measure
 
     pictures = np.load(files[str(DENSE)].parent / "inputs.npy")
     shape = [1, *pictures.shape[1:]]
@@ -205,7 +207,8 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         found[point]["weight_bytes"] = (file.parent / "deploy" / "weights.bin").stat().st_size
         found[point]["start_up"] = startup.measure(file.parent / "deploy")
         runners[point] = library.run
-    latency = measure.race(runners, pictures[:1], runs)
+    timers = {name: measure.timer(run) for name, run in runners.items()}
+    latency = measure.race(timers, pictures[:1], runs)
     for point, build in found.items():
         build["ms"] = latency[point]
     peers = {name: latency[name] for name in PEERS}
@@ -237,7 +240,7 @@ def layers(file: Path, threads: int, runs: int) -> str:
     time counts there and the work not.
     """
     import deploy
-    from deploy import clock, measure
+    from deploy.tuning import clock, measure
 
     library = deploy.compile_onnx(file, threads=threads)
     times = measure.kernel_times(library, np.load(file.parent / "inputs.npy")[:1], runs)

@@ -3,8 +3,8 @@
 python benchmarks/sweep.py --k 0.8 0.64 0.512 0.41 --method bip hydra "imp --rounds 3" --job_dir experiments/sweep \\
     --arch resnet20 --data_set cifar10 --data_path CIFAR10 --pretrained_model resnet20.th --num_epochs 3
 
-Options that are not its own go to every run. A point that is finished is not repeated, an interrupted one goes on.
-Writes `sweep.md` and `sweep.png` to the folder, of what is finished there.
+Options that are not its own go to every run whose method has them. A point that is finished is not repeated, an
+interrupted one goes on. Writes `sweep.md` and `sweep.png` to the folder, of what is finished there.
 """
 
 import argparse
@@ -15,9 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pruning.options
 from benchmarks.jobs import finished, run, summary
 from utils import machine
+from utils.command_line import underscored
 from utils.files import atomic, save_text
+from utils.parse import RUN, flags_of_methods
 from utils.report import markdown
 
 Points = dict[str, dict[float, list[float]]]  # method -> share kept -> top-1 of every seed
@@ -51,9 +54,21 @@ def point(folder: Path, method: str, k: float, seed: int, common: list) -> float
     """Top-1 of one run, made now if it is not there yet; `method` may have further options."""
     job_dir = job(folder, method, k, seed)
     if not finished(job_dir):
-        own = ["--method", *shlex.split(method), "--k", k, "--seed", seed, "--resume", "--job_dir", job_dir]
-        run("imagenet.py", *common, *own)
+        own = [*shlex.split(method), "--seed", seed, "--resume", "--job_dir", job_dir]
+        run("imagenet.py", *for_method(own[0], [*common, "--k", k]), "--method", *own)
     return summary(job_dir)["accuracy"]["tuned"]["top1"]
+
+
+def for_method(name: str, words: list) -> list:
+    """The `words` of a command line but for flags, and their values, that belong to other methods than `name`."""
+    mine, taken = [], True
+    for word in underscored([str(word) for word in words]):
+        if word.startswith("--"):
+            option = flags_of_methods(pruning.options).get(word.partition("=")[0])
+            taken = option is None or option in RUN or option in pruning.options.row(name).own
+        if taken:
+            mine.append(word)
+    return mine
 
 
 def job(folder: Path, method: str, k: float, seed: int) -> Path:

@@ -50,7 +50,7 @@ class NaiveConv2d(nn.Conv2d):
 def ours(arch: str, images, labels, name: str, amp: bool):
     """A step of `imagenet.py`: dense or pruned, channels_last, fused optimiser."""
     network = models.create_model(arch).to(images.device, memory_format=torch.channels_last)
-    method = pruning.create_method(name, N=4, pr_target=0.5)
+    method = pruning.create_method(name, **({} if name == "dense" else {"N": 4, "pr_target": 0.5}))
     method.attach(network)
 
     def make(parameters):

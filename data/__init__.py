@@ -1,20 +1,48 @@
 """Where batches come from: `create_loaders` returns the (train, val) pair of a data set, `check` its bad pictures."""
 
+import importlib
+from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
-from data.loader import MEAN, STD, Loader
-from data.sources import DEFAULT_SIZE, SAMPLES, SOURCES, UNREAD, Request, decode_all
-
-__all__ = ["DEFAULT_SIZE", "MEAN", "SOURCES", "STD", "Loader", "check", "create_loaders"]
+if TYPE_CHECKING:
+    from data.loader import Loader
 
 
-def create_loaders(data_set: str, **request) -> tuple[Loader, Loader]:
-    """The training and the validation loader of `data_set`; the other arguments are the fields of `Request`.
+@dataclass(frozen=True)
+class DataSet:
+    """A row of the table: pixels a side where none are asked for, and what --list says of it."""
+
+    size: int
+    about: str
+
+
+# Needs no torch: what reads a data set stands under its name in `data/sources.py`, which is imported when it is read.
+DATA_SETS = {
+    "digits": DataSet(64, "1,797 handwritten digits, embedded (scikit-learn's)"),
+    "cifar10": DataSet(32, "CIFAR-10, torchvision's files or a train/ test/ tree of class folders"),
+    "cifar100": DataSet(32, "CIFAR-100, likewise"),
+    "tiny_imagenet": DataSet(64, "Tiny-ImageNet-200 as it is published"),
+    "imagefolder": DataSet(224, "any train/ val/ tree of class folders, ImageNet for one"),
+    "lmdb": DataSet(224, "train.lmdb and val.lmdb"),
+    "fake": DataSet(224, "noise of 1000 classes, for checks of everything but accuracy"),
+}
+
+# What is imported only when it is asked for, since it needs torch: name -> module.
+LATE = {"MEAN": "loader", "STD": "loader", "Loader": "loader"}
+
+__all__ = ["DATA_SETS", "MEAN", "STD", "Loader", "check", "create_loaders"]
+
+
+def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
+    """The training and the validation `Loader` of `data_set`; the other arguments are the fields of `Request`.
 
     Raises:
         ValueError: in one line, what is wrong with the folder, a class or a picture.
     """
-    _known(data_set)
+    known(data_set)
+    from data.sources import SOURCES, Request
+
     request = Request(**request)
     if request.use_dali and data_set != "imagefolder":
         raise ValueError(f"--use_dali is for --data_set imagefolder: {data_set} is not decoded as it is read")
@@ -26,7 +54,9 @@ def check(data_set: str, **request) -> list[str]:
 
     A data set that is not made of encoded pictures has none. The arguments and errors are those of `create_loaders`.
     """
-    _known(data_set)
+    known(data_set)
+    from data.sources import SAMPLES, UNREAD, Request, decode_all
+
     request = Request(**request)
     parts = list(SAMPLES[data_set](request).values()) if data_set in SAMPLES else []
     problems, count = [], sum(map(len, parts))
@@ -38,6 +68,14 @@ def check(data_set: str, **request) -> list[str]:
     return problems + (UNREAD[data_set](request) if data_set in UNREAD else [])
 
 
-def _known(data_set: str) -> None:
-    if data_set not in SOURCES:
-        raise ValueError(f"unknown data set {data_set!r}: one of {', '.join(SOURCES)}")
+def known(data_set: str) -> DataSet:
+    """The row of the data set called `data_set`. Raises ValueError if none is."""
+    if data_set not in DATA_SETS:
+        raise ValueError(f"unknown data set {data_set!r}: one of {', '.join(DATA_SETS)}")
+    return DATA_SETS[data_set]
+
+
+def __getattr__(name: str):
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"data.{LATE[name]}"), name)

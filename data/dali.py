@@ -17,8 +17,8 @@ DEEP_FORMATS = (".tif", ".tiff", ".ppm", ".pgm")  # DALI misreads those whose pi
 class DaliLoader(Loader):
     """The same pictures, crops and flips as a `FolderLoader`; the arguments are its own."""
 
-    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False):
-        super().__init__(len(samples), classes, batch_size, train, seed, device)
+    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, **share):
+        super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
         try:
             import nvidia.dali.experimental.dynamic as dali
         except ImportError:

@@ -74,8 +74,8 @@ class FolderLoader(Loader):
         skip_bad: a picture that does not decode is replaced by the next one instead of stopping the run.
     """
 
-    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False):
-        super().__init__(len(samples), classes, batch_size, train, seed, device)
+    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, **share):
+        super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
         self._plan = _Plan()
         self._loader = DataLoader(
             Pictures(samples, size, train, seed, skip_bad),

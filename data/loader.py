@@ -19,17 +19,40 @@ class Loader:
     images: float32 (B, 3, H, W), normalised, channels_last, on `device`; labels: int64 (B,) there too.
     Training batches are shuffled and of one size (the ragged last one is dropped); evaluation sees every picture once.
 
+    Args:
+        rank, world: of every batch, this process takes picture `rank` of each `world`.
+        limit: batches an epoch at most.
+
+    Raises:
+        ValueError: a training batch has fewer pictures than there are processes, or there is no picture at all.
+
     Attributes:
         classes: class names; a label is an index into them.
         epoch, batch: the position, in batches already yielded.
     """
 
-    def __init__(self, count: int, classes: list[str], batch_size: int, train: bool, seed: int, device: torch.device):
+    def __init__(
+        self,
+        count: int,
+        classes: list[str],
+        batch_size: int,
+        train: bool,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        limit: int | None = None,
+    ):
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
+        self.rank, self.world, self.limit = rank, world, limit
         self.batch_size = min(batch_size, count)
+        if not count:
+            raise ValueError(f"no picture to {'train' if train else 'validate'} on")
+        if train and self.batch_size < world:
+            raise ValueError(f"{self.batch_size} pictures in a training batch: too few for {world} processes")
+        if train:
+            self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
-        self.limit: int | None = None  # batches an epoch at most
-        self.rank, self.world = 0, 1  # of every batch, this process takes picture `rank` of each `world`
         self._mean = torch.tensor(MEAN, device=device) * 255
         self._std = torch.tensor(STD, device=device) * 255
 
@@ -41,22 +64,10 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self._order().split(self.batch_size)[self.batch : len(self)]
         shares = [numbers[self.rank :: self.world] for numbers in plan]
-        for images, labels in self._batches([numbers for numbers in shares if len(numbers)]):
+        for batch in self._on_device([numbers for numbers in shares if len(numbers)]):
             self.batch += self.train  # evaluation has no position: it always starts at the first picture
-            yield self._normalise(images), labels.to(self.device, non_blocking=True)
+            yield batch
         self.epoch, self.batch = self.epoch + self.train, 0
-
-    def share(self, rank: int, world: int) -> None:
-        """Take picture `rank` of each `world` of every batch. In training all processes have equally many.
-
-        Raises:
-            ValueError: a training batch has fewer pictures than there are processes.
-        """
-        if self.train:
-            if self.batch_size < world:
-                raise ValueError(f"{self.batch_size} pictures in a training batch do not go round {world} processes")
-            self.batch_size -= self.batch_size % world  # it may have been lowered to the number of pictures
-        self.rank, self.world = rank, world
 
     def left_over(self, batches: int = 1) -> int:
         """How many pictures an epoch leaves out, as no whole step of `batches` batches is left for them.
@@ -71,6 +82,17 @@ class Loader:
                 f"{batches}: lower --train_batch_size or --accumulate"
             )
         return self.count - steps * batches * self.batch_size if self.limit is None else 0
+
+    def first(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first batches of the first epoch, `pictures` in all: whole ones, and so the same in every process.
+
+        The position stays as it is. Not while another iteration is under way: they share the workers.
+        """
+        position, self.epoch = self.epoch, 0
+        try:
+            yield from self._on_device(self._order()[:pictures].split(self.batch_size))
+        finally:
+            self.epoch = position
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}
@@ -88,6 +110,10 @@ class Loader:
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images (B, 3, H, W) and labels for each tensor of picture numbers in `plan`, as `_order` gives them."""
         raise NotImplementedError
+
+    def _on_device(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self._batches(plan):
+            yield self._normalise(images), labels.to(self.device, non_blocking=True)
 
     def _normalise(self, images: Tensor) -> Tensor:
         rows = images.permute(0, 2, 3, 1).flatten(2)  # (B, H, W*3): arithmetic is slow on rows of three
@@ -108,10 +134,13 @@ class ResidentLoader(Loader):
         labels: int64 (n,).
         pad: training pictures are padded by this many black pixels and cropped back at random.
         flip: training pictures are mirrored with probability one half.
+        share: rank, world and limit of a `Loader`.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, classes, batch_size, train, seed, device, pad=0, flip=False):
-        super().__init__(len(images), classes, batch_size, train, seed, device)
+    def __init__(
+        self, images: Tensor, labels: Tensor, classes, batch_size, train, seed, device, pad=0, flip=False, **share
+    ):
+        super().__init__(len(images), classes, batch_size, train, seed, device, **share)
         self.pad, self.flip = (pad, flip) if train else (0, False)
         self.size = images.shape[1]
         self.images = torch.nn.functional.pad(images, (0, 0, *[self.pad] * 4)).to(device)

@@ -1,6 +1,6 @@
 """The data sets: each function reads one kind and returns its (train, val) loaders."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -42,11 +42,16 @@ class Request:
     workers: int
     skip_bad: bool
     use_dali: bool = False
-    say: object = print  # where notes for the user go
+    say: Callable[[str], object] = print  # where notes for the user go
+    rank: int = 0  # of every batch, this process takes picture `rank` of each `world`
+    world: int = 1
+    limit: int | None = None  # batches an epoch at most
 
     def loader_arguments(self, train: bool) -> dict:
+        """The arguments that every loader takes."""
         size = self.train_batch_size if train else self.eval_batch_size
-        return {"batch_size": size, "train": train, "seed": self.seed, "device": self.device}
+        share = {"rank": self.rank, "world": self.world, "limit": self.limit}
+        return {"batch_size": size, "train": train, "seed": self.seed, "device": self.device, **share}
 
 
 def digits(request: Request) -> Pair:
@@ -207,8 +212,6 @@ SAMPLES = {  # of the data sets that are encoded pictures: the (train, val) samp
 UNREAD = {  # pictures that are in a data set's folders, but not read
     "imagefolder": lambda r: [f for part in (TRAIN_FOLDERS, VAL_FOLDERS) for f in unread(_part(r.data_path, part))],
 }
-DEFAULT_SIZE = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64}
-DEFAULT_SIZE |= dict.fromkeys(("imagefolder", "lmdb", "fake"), 224)
 
 
 def _sided(request: Request, side: int, data_set: str) -> None:

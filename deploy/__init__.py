@@ -6,6 +6,6 @@ library.save("folder"); deploy.load("folder")
 """
 
 from .compiler import compile_onnx
-from .library import Library, load
+from .runtime.library import Library, load
 
 __all__ = ["Library", "compile_onnx", "load"]

@@ -1,17 +1,24 @@
-"""The road from an ONNX file to a library."""
+"""From an ONNX file to a compiled library, step by step."""
+
+from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import machine
 
 from .dump import forget
-from .graph import Graph
-from .library import Library
-from .passes import simplify
-from .reader import read_onnx
+from .onnx.graph import Graph
+from .onnx.passes import simplify
+from .onnx.reader import read_onnx
 from .targets import find_machine
+
+if TYPE_CHECKING:
+    from .codegen.build import Compiled
+
+FORMAT_VERSION = 2  # of deploy.json: of its fields, and of the texts that name kernels
 
 
 def compile_onnx(
@@ -23,10 +30,10 @@ def compile_onnx(
     dense: bool = False,
     image_size: tuple[int, int] | None = None,
     tune: str | Path | None = None,
-) -> Library:
+) -> Compiled:
     """Compile the network in an ONNX file.
 
-    target: native, a row of targets.ROWS, or any TVM target. threads: as many as there are cores if not said. batch:
+    target: native, a row of targets.TARGETS, or any TVM target. threads: as many as there are cores if not said. batch:
     fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
     sparse. dense: compile every layer dense. image_size: fixes height and width that the file leaves open.
     tune: choose kernels by measuring, and keep what was measured in this file.
@@ -38,26 +45,36 @@ def compile_onnx(
 
 def compile_graph(
     graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump=forget, tune=None, device=None
-) -> Library:
+) -> Compiled:
     """As compile_onnx, for the graph read from `path`.
 
     dump(name, program) sees the program on its way. device: the `remote.Device` that tuning measures on.
     """
     threads = threads or machine.cores()
-    aim = replace(find_machine(target), threads=threads)
-    from . import lower  # here, so that a missing TVM was explained by now
-    from .tune import Tuner
+    aim = find_machine(target)
+    from .codegen import build, program  # late: if TVM is missing, find_machine has said so
+    from .plan.cost import CostModel
+    from .plan.layout import make_plan
+    from .tuning import core
+    from .tuning.tune import MeasuredCostModel, Times
 
-    built, layers = lower.compile_graph(graph, aim, sparsity, dense, dump, Tuner(tune, aim, device) if tune else None)
+    aim = replace(aim if aim.known or device else core.described(aim, tune), threads=threads)
+    facts = (graph, aim, dense, sparsity)
+    costs = MeasuredCostModel(Times(tune, aim, device), *facts) if tune else CostModel(*facts)
+    made = program.make_program(graph, aim, make_plan(costs))
+    executable, weights = build.build(made.module, aim, dump)
     info = {
+        "format_version": FORMAT_VERSION,
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),
+        "requires": aim.requires,
+        "core": asdict(aim.core),
         "threads": threads,
         "tuned": str(tune) if tune else None,
         "batch": graph.shapes[graph.input][0],
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
-        "layers": layers,
+        "layers": made.layers,
     }
-    return Library(built, info, aim)
+    return build.Compiled(executable, weights, info)

@@ -1,78 +1,164 @@
-"""Which processor to compile for, and what the kernels must know of it: vector width and number of vector registers."""
+"""Which processor to compile for, and what the choice of kernels must know of it."""
 
 from dataclasses import dataclass
+
+from .runtime import processor
+
+
+@dataclass(frozen=True)
+class Core:
+    """What one core does in a cycle: the facts from which the cycles of kernels are counted. None depends on its clock.
+
+    The defaults are the usual ones of cores with AVX-512, and stand for processors of which nothing better is known.
+    """
+
+    multiply_adds: float = 2  # vectors
+    latency: float = 4  # cycles of a multiply-add
+    loads: float = 2  # vectors from the first cache, at best
+    load_cycles: float = 0.6  # of a load among multiply-adds
+    l1_bytes: int = 32 * 1024
+    l2_bytes: int = 1024 * 1024
+    l2_line_cycles: float = 2.2  # to fetch a line from the second cache, here and there
+    l2_rate: float = 32  # bytes a cycle from the second cache, one line after the other
+    l3_rate: float = 20  # the same from the third
+    line_bytes: int = 64
+    page_bytes: int = 4096
+    fork_cycles: int = 6000  # of work from which on a second thread gains more than the fork and join cost
+
+
+@dataclass(frozen=True)
+class Row:
+    """A core that is known."""
+
+    core: Core
+    features: frozenset[str]  # LLVM's: without them, another processor bears this one's name
+    fitted: bool  # the numbers were fitted to kernels that were timed on it; else they are published ones
+
+
+# By LLVM's name. Where this computer's processor has no fitted row, its core is measured (tuning/core.py): so Sapphire
+# Rapids needs none, of which nothing is known here that differs from the usual.
+CORES = {
+    # A vector of 512 bits takes each of its 256-bit units twice.
+    "znver4": Row(Core(multiply_adds=1), frozenset({"avx512bf16", "avx512vnni"}), fitted=True),
+    # Not measured here: bandwidths of a virtual machine (128-253 and 104-120 GB/s) at 4.1 GHz.
+    "znver5": Row(Core(l1_bytes=48 * 1024, l2_rate=45, l3_rate=27), frozenset({"avx512bf16", "avxvnni"}), fitted=False),
+}
+
+# Dot products, by the feature that has them: the type they multiply, and how many neighbours a 32-bit sum adds up.
+DOT_PRODUCTS = {
+    "avx512bf16": ("bfloat16", 2), "avx512vnni": ("int8", 4), "avxvnni": ("int8", 4),
+    "amx-bf16": ("bfloat16", 2), "amx-int8": ("int8", 4),
+    "dotprod": ("int8", 4), "i8mm": ("int8", 8), "bf16": ("bfloat16", 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A TVM target and the numbers from which every tile size follows."""
+    """A processor to compile for."""
 
     name: str
     target: object  # tvm.target.Target
-    lanes: int  # float32 lanes of a vector register
+    features: frozenset[str]  # those of processor.CHECKED that its code may use
+    lanes: int  # float32 values of a vector register
     registers: int  # vector registers
-    multiply_adds: float = 2  # vectors a cycle
+    core: Core = Core()
+    known: bool = True  # False: no row fits this computer, so `core` is the usual one until it is measured
     threads: int = 1  # that share the work
+
+    @property
+    def requires(self) -> dict:
+        """What a processor needs to run what is compiled for this one, as deploy.json lists it."""
+        return {"architecture": _family(self.target), "features": sorted(self.features)}
+
+    @property
+    def dot_products(self) -> dict[str, tuple[str, int]]:
+        """The rows of DOT_PRODUCTS that it has."""
+        return {feature: facts for feature, facts in DOT_PRODUCTS.items() if feature in self.features}
 
     @property
     def accumulators(self) -> int:
         """Registers a kernel may hold sums in; the rest carry pixels and weights."""
         return self.registers * 3 // 4
 
+    @property
+    def sums_in_flight(self) -> int:
+        """Independent sums that hide the latency of multiply-adds, two of which begin in a cycle."""
+        return round(2 * self.core.latency)
+
+    @property
+    def window_sums(self) -> int:
+        """Sums of a tile of a depthwise convolution or pooling; more would gain nothing."""
+        return min(14, self.registers - 2)
+
 
 # prefer-256-bit is LLVM's default for Intel's AVX-512; it would split our vectors in two
-_AVX512 = ["-prefer-256-bit"]
-_HALF_WIDE = ("znver4",)  # a vector of 512 bits takes each of its 256-bit units twice
-ROWS = {
+_AVX512 = "-prefer-256-bit"
+TARGETS = {
     "x86-avx2": {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "haswell"},
-    "x86-avx512": {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "skylake-avx512", "mattr": _AVX512},
+    "x86-avx512": {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "skylake-avx512", "mattr": [_AVX512]},
     "aarch64": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"},
 }
 
 
-def runs_here(machine: Machine) -> bool:
-    """Whether this computer's processor executes what is compiled for `machine`."""
-    here = find_machine("native")
-    return _family(machine.target) == _family(here.target) and machine.lanes <= here.lanes
-
-
-def linker(machine: Machine) -> str | None:
-    """The compiler that links for another kind of processor, by its GNU name; None where this computer's own does."""
-    if _family(machine.target) == _family(find_machine("native").target):
-        return None
-    return "-".join(part for part in _triple(machine.target).split("-") if part not in ("unknown", "pc")) + "-g++"
-
-
 def find_machine(name: str = "native") -> Machine:
-    """The machine called `name`: native, a row of the table, or any TVM target. ValueError names the choices.
+    """The machine called `name`: native, a row of TARGETS, or any TVM target. ValueError names the choices.
 
     A TVM target is a tag (raspberry-pi/4b-aarch64), JSON ({"kind": "llvm", "mcpu": "znver4"}) or llvm with flags
     (llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53).
     """
     try:
-        from tvm.target import Target, codegen
+        from tvm.target import Target
     except ImportError as error:
         raise ValueError("compiling needs TVM: pip install apache-tvm") from error
     try:
-        target = Target.from_device("cpu") if name == "native" else Target(ROWS.get(name) or _from_flags(name))
+        target = _this_computer() if name == "native" else Target(TARGETS.get(name) or _from_flags(name))
     except Exception as error:  # TVM raises several kinds for a bad target
-        raise ValueError(f"target {name!r} is unknown: native, {', '.join(ROWS)}, or a TVM target") from error
+        raise ValueError(f"target {name!r} is unknown: native, {', '.join(TARGETS)}, or a TVM target") from error
     if target.kind.name != "llvm":
-        raise ValueError(f"target {name!r} is no processor that LLVM compiles for: native, {', '.join(ROWS)}")
+        raise ValueError(f"target {name!r} is no processor that LLVM compiles for: native, {', '.join(TARGETS)}")
     _check(name, target)
+    features = _features(target)
     if _family(target) == "aarch64":
         lanes, registers = 4, 32
-    elif codegen.llvm_cpu_has_features("avx512f", target):
-        lanes, registers = 16, 32
-        if name == "native" and codegen.llvm_cpu_has_features("prefer-256-bit", target):
-            target = Target(
-                {"kind": "llvm", **{k: str(target.attrs[k]) for k in ("mtriple", "mcpu")}, "mattr": _AVX512}
-            )
-    elif codegen.llvm_cpu_has_features("avx2", target):
-        lanes, registers = 8, 16
     else:
-        lanes, registers = 4, 16
-    return Machine(name, target, lanes, registers, 1 if lanes == 16 and target.attrs.get("mcpu") in _HALF_WIDE else 2)
+        lanes, registers = next(s for f, s in _VECTORS.items() if f is None or f in features)
+    row = CORES.get(str(target.attrs.get("mcpu")))
+    row = row if row and row.features <= features else None
+    known = name != "native" or bool(row and row.fitted)
+    return Machine(name, target, features & processor.CHECKED, lanes, registers, row.core if row else Core(), known)
+
+
+_VECTORS = {"avx512f": (16, 32), "avx2": (8, 16), None: (4, 16)}  # lanes, registers
+
+
+def _features(target) -> frozenset[str]:
+    from tvm.target import codegen
+
+    return frozenset(map(str, codegen.llvm_get_cpu_features(target)))
+
+
+def _this_computer():
+    """LLVM's target of this computer, with the features that the processor says it has instead of its name's."""
+    from tvm.target import Target
+
+    target = Target.from_device("cpu")
+    named, have = _features(target), processor.features()
+    have = named & processor.CHECKED if have is None else have
+    wrong = [f"+{name}" for name in sorted(have - named)]
+    wrong += [f"-{name}" for name in sorted((named & processor.CHECKED) - have)]
+    if "avx512f" in have and "prefer-256-bit" in named:
+        wrong.append(_AVX512)
+    if not wrong:
+        return target
+    same = {k: str(target.attrs[k]) for k in ("mtriple", "mcpu") if k in target.attrs}
+    return Target({"kind": "llvm", **same, "mattr": wrong})
+
+
+def linker(machine: Machine) -> str | None:
+    """The compiler that links for another kind of processor, by its GNU name; None where this computer's own does."""
+    if _family(machine.target) == processor.architecture():
+        return None
+    return "-".join(part for part in _triple(machine.target).split("-") if part not in ("unknown", "pc")) + "-g++"
 
 
 def _from_flags(name: str) -> str | dict:

@@ -49,3 +49,6 @@ def separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+mobilenet_v1 = MobileNetV1

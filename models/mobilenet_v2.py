@@ -53,3 +53,6 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv(x) if self.residual else self.conv(x)
+
+
+mobilenet_v2 = MobileNetV2

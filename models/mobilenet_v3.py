@@ -1,5 +1,7 @@
 """MobileNetV3 (Howard et al. 2019, tables 1 and 2). Sizes in comments are for 224 x 224 pictures."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -96,3 +98,7 @@ def multiple_of_8(width: float) -> int:
     """The nearest multiple of 8 (halves go up), at least 8 and never less than 90 % of `width`."""
     nearest = max(8, int(width + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * width else nearest + 8
+
+
+mobilenet_v3_large = partial(MobileNetV3, rows=LARGE, tail=960, head=1280)
+mobilenet_v3_small = partial(MobileNetV3, rows=SMALL, tail=576, head=1024)

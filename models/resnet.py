@@ -3,6 +3,8 @@
 In its CIFAR form the stem is one 3x3 convolution, so that 32 x 32 pictures are 32 x 32 in the first stage.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -86,3 +88,11 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn2(self.conv2(x)))  # B, width, H / stride, W / stride
         x = self.bn3(self.conv3(x))  # B, 4 width, H / stride, W / stride
         return self.relu(x + shortcut)
+
+
+resnet18 = partial(ResNet, block=BasicBlock, repeats=(2, 2, 2, 2))
+resnet34 = partial(ResNet, block=BasicBlock, repeats=(3, 4, 6, 3))
+resnet50 = partial(ResNet, block=Bottleneck, repeats=(3, 4, 6, 3))
+resnet18_cifar = partial(resnet18, cifar=True)
+resnet34_cifar = partial(resnet34, cifar=True)
+resnet50_cifar = partial(resnet50, cifar=True)

@@ -1,6 +1,7 @@
 """ResNet for CIFAR (He et al. 2015, section 4.2). Sizes in comments are for 32 x 32 pictures."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -43,16 +44,6 @@ class CifarResNet(nn.Module):
         return self.get_submodule(self.head)(x)  # B, classes
 
 
-class ProjectionResNet(CifarResNet):
-    """Shortcut B, and batch norms whose scales start at 0.5, as stripe-wise pruning (Meng et al. 2020) trains it."""
-
-    def __init__(self, num_classes: int, repeats: int):
-        super().__init__(num_classes, repeats, "fc", projection)
-        for layer in self.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.constant_(layer.weight, 0.5)
-
-
 def stage(inputs: int, width: int, repeats: int, stride: int, shortcut) -> nn.Sequential:
     first = BasicBlock(inputs, width, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(width, width, 1, shortcut) for _ in range(repeats - 1)))
@@ -72,3 +63,13 @@ class ZeroPadding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.channels, self.channels))  # B, 2C, H / 2, W / 2
+
+
+resnet20 = partial(CifarResNet, repeats=3)
+resnet32 = partial(CifarResNet, repeats=5)
+resnet44 = partial(CifarResNet, repeats=7)
+resnet56 = partial(CifarResNet, repeats=9)
+resnet110 = partial(CifarResNet, repeats=18)
+resnet56_b = partial(resnet56, shortcut=projection)
+resnet110_b = partial(resnet110, shortcut=projection)
+resnet56_projection = partial(CifarResNet, repeats=9, head="fc", shortcut=projection)

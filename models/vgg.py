@@ -18,7 +18,7 @@ class VGG16(nn.Module):
         features, inputs = [], 3
         for row in self.ROWS:
             for width in row:
-                features += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), half_batch_norm(width)]
+                features += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
                 features += [nn.ReLU(inplace=True)]
                 inputs = width
             features += [nn.MaxPool2d(2, ceil_mode=True)]  # pictures smaller than 32 x 32 keep a pixel
@@ -34,8 +34,4 @@ class VGG16(nn.Module):
         return self.classifier(x)  # B, classes
 
 
-def half_batch_norm(width: int) -> nn.BatchNorm2d:
-    """A batch norm whose scales start at 0.5, as stripe-wise pruning (Meng et al. 2020) trains this network."""
-    layer = nn.BatchNorm2d(width)
-    nn.init.constant_(layer.weight, 0.5)
-    return layer
+vgg16_bn = VGG16

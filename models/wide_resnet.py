@@ -1,5 +1,7 @@
 """Wide ResNet (Zagoruyko & Komodakis 2016, table 1, without dropout). Sizes in comments are for 32 x 32 pictures."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -59,3 +61,9 @@ class Block(nn.Module):
         shortcut = x if self.convShortcut is None else self.convShortcut(y)
         y = self.relu(self.bn2(self.conv1(y)))  # B, outputs, H / stride, W / stride
         return self.conv2(y) + shortcut  # B, outputs, H / stride, W / stride
+
+
+wrn_28_1 = partial(WideResNet, depth=28, width=1)
+wrn_28_4 = partial(WideResNet, depth=28, width=4)
+wrn_28_10 = partial(WideResNet, depth=28, width=10)
+wrn_40_2 = partial(WideResNet, depth=40, width=2)

@@ -15,6 +15,7 @@ from pruning.method import Method
 from pruning.options import HydraOptions, IMPOptions
 from pruning.score import Calibration
 from pruning.selection import Selective
+from utils.kept import Kept
 
 # Scores to start with, from the weight (O, I, ...).
 SCORE_INITS = {
@@ -50,6 +51,7 @@ class Hydra(Selective):
         self.check(network)
         layers = self.layers(network)
         given = self.start_scores(layers)
+        network.ranked_beside = {name: scores for name, scores in given.items() if name not in layers}
         for name, layer in layers.items():
             add_scores(layer, given.get(name, self._first_scores(layer.weight)))
             if not given and self.options.score_init == "random":
@@ -75,5 +77,10 @@ class Hydra(Selective):
     def settle(self, network: nn.Module) -> None:
         """Masks follow the scores."""
         layers = masked_layers(network)
-        masks = self.masks({name: layer.popup_scores for name, layer in layers.items()}, self.options.k)
+        scores = {name: layer.popup_scores for name, layer in layers.items()} | network.ranked_beside
+        masks = self.masks(scores, self.options.k)
         torch._foreach_copy_([layer.mask for layer in layers.values()], [masks[name] for name in layers])
+
+    def finish(self, network: nn.Module) -> dict[str, Kept]:
+        del network.ranked_beside
+        return super().finish(network)

@@ -44,8 +44,9 @@ class IMP(Selective):
             for name, norms in norms_of_filters(network, layers).items():
                 layers[name].silenced = norms
         scores = self.start_scores(layers) or {name: layer.weight for name, layer in layers.items()}
-        for name, mask in self.masks(scores, self.options.k ** (1 / self.rounds)).items():
-            add_mask(layers[name], mask)
+        masks = self.masks(scores, self.options.k ** (1 / self.rounds))
+        for name, layer in layers.items():
+            add_mask(layer, masks[name])
         self.settle(network)
 
     def step(self, run, *batches) -> None:
@@ -68,6 +69,8 @@ class IMP(Selective):
         for name, layer in layers.items():
             layer.mask.copy_(masks[name])
         self.settle(run.network)
+        if self.options.rewind and run.average:
+            run.average.restart(run.iteration - 1)  # the update of the step at hand is still to come
 
     def after_update(self, run) -> None:
         self.settle(run.network)

@@ -12,6 +12,8 @@ from pruning.options import NoOptions
 from pruning.score import Calibration
 from utils.kept import Kept
 
+NOTABLE = 0.01  # how far from the asked share a run may end without saying so: numbers of groups are whole
+
 
 class Method:
     """Every hook has a harmless default, so a method says only what is its own.
@@ -23,6 +25,7 @@ class Method:
 
     batches_per_step = 1
     rounds = 1  # trainings that follow one another in a run, each under the whole schedule of the learning rate
+    needs_dense = False  # whether `calibrate` is given a copy of the dense network
 
     def __init__(self, name: str = "dense", options: NoOptions = NoOptions()):  # noqa: B008 (frozen)
         self.name, self.options = name, options
@@ -55,8 +58,8 @@ class Method:
             calibration: for methods that look at data.
         """
 
-    def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> None:
-        """Called after `attach`, on request: make good for what the mask broke, beside the `dense` network."""
+    def calibrate(self, network: nn.Module, dense: nn.Module | None, calibration: Calibration) -> None:
+        """Called after `attach`: make good for what the mask broke, beside the `dense` network (if `needs_dense`)."""
 
     def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""
@@ -90,6 +93,27 @@ class Method:
     def finish(self, network: nn.Module) -> dict[str, Kept]:
         """Fold the method away in place: only plain layers remain, same outputs. Returns what was kept, per layer."""
         return {}
+
+    def shortfalls(self, network: nn.Module, kept: dict[str, Kept], image: Tensor) -> list[str]:
+        """What was asked and not reached, one plain sentence each.
+
+        By default: the rate, over all layers that were to be pruned.
+
+        Args:
+            network: as `finish` has left it.
+            kept: what `finish` has returned.
+            image: (1, 3, H, W), of the size that counts.
+        """
+        sizes = {name: network.get_submodule(name).weight.numel() for name, of in kept.items() if of.rate}
+        asked, gone = (sum(getattr(kept[name], key) * sizes[name] for name in sizes) for key in ("rate", "sparsity"))
+        return missed("weights", asked, gone, sum(sizes.values()))
+
+
+def missed(what: str, asked: float, gone: float, total: float) -> list[str]:
+    """A sentence if as much as is `gone` of `total` is away from what was `asked` by more than `NOTABLE`, or none."""
+    if abs(asked - gone) <= NOTABLE * total:
+        return []
+    return [f"{100 * asked / total:.1f} % of the {what} were to go, but {100 * gone / total:.1f} % have gone."]
 
 
 @torch.no_grad()

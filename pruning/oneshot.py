@@ -135,9 +135,11 @@ class OneShot(Method):
     def _grow(self, run) -> None:
         """Select anew when it is time, until the end. What is pruned stays so, since zeros have the lowest score."""
         every, end = self.options.schedule_every, self.options.schedule_end
+        one_step = run.batches_per_step / (len(run.loader) * run.epochs)
         t = min(run.progress / end, 1.0)
-        two_steps = 2 * run.batches_per_step / (len(run.loader) * run.epochs)  # an epoch may end with batches left over
-        if run.progress - two_steps >= end or (t < 1 and run.iteration % every):
+        if run.progress + one_step > 1 + 1e-9:  # no step follows, since batches are left over
+            t = 1.0
+        if run.progress - 2 * one_step >= end or (t < 1 and run.iteration % every):
             return
         share = budget.SCHEDULES[self.options.schedule](t)
         for layer in masked_layers(run.network).values():

@@ -1,8 +1,8 @@
 """The options of every pruning method, and the table of methods: which class, in which module, takes which options.
 
 An option belongs to the methods whose class declares it; other methods refuse it. Options that a run has for every
-method (`lr`, `seed`) belong to the run: a class that declares a field of the same name is given the run's value. This
-module needs no torch: a method's own module is imported when the method is created.
+method (`lr`, `seed`, `optimizer`) belong to the run: a class that declares a field of the same name is given the run's
+value. This module needs no torch: a method's own module is imported when the method is created.
 """
 
 from dataclasses import dataclass, field, fields
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.declare import Declared, option
 
+FIDELITY = "as the paper says, or as its published code does"
 BUDGET = "uniform: the same rate in every layer; global: one ranking over all layers"
 
 
@@ -111,7 +112,7 @@ class SelectiveOptions(Declared):
     budget: str | None = option(
         None, f"{BUDGET} (default: global for single weights, else uniform)", choices=("uniform", "global")
     )
-    fidelity: str = option("paper", "as the paper says, or as its published code does", choices=("paper", "reference"))
+    fidelity: str = option("paper", FIDELITY, choices=("paper", "reference"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,6 +181,17 @@ class ResRepOptions(Declared):
     bias_lr_factor: float = option(2.0, "factor of the learning rate of biases", within="[0, inf)")
     conversion_threshold: float = option(1e-5, "compactor rows of a smaller norm are zero", within="[0, inf)")
     round_to: int = option(1, "keep widths to multiples of it", within="[1, inf)")
+    fidelity: str = option("paper", FIDELITY, choices=("paper", "reference"))
+    optimizer: str = option("sgd", "of the run; the penalty needs sgd", choices=("sgd", "adam"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer != "sgd":  # Adam divides gradients by their own size, and with them the penalty
+            raise ValueError(
+                f"--optimizer {self.optimizer}: ResRep needs sgd, for its penalty and --compactor_momentum"
+            )
+        if self.fidelity == "reference" and self.round_to > 1:
+            raise ValueError(f"--round_to {self.round_to}: not published, so not with --fidelity reference")
 
 
 @dataclass(frozen=True)
@@ -203,11 +215,12 @@ class StripeOptions(Declared):
 
 @dataclass(frozen=True)
 class Row:
-    """A method: the module and class that make it, and the class of its options."""
+    """A method: the module and class that make it, what --list says of it, and the class of its options."""
 
     module: str
     name: str
-    options: type = field(default=NoOptions)
+    about: str
+    options: type[Declared] = field(default=NoOptions)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -216,18 +229,22 @@ class Row:
 
 
 METHODS = {
-    "dense": Row("method", "Method"),
-    "block_l1": Row("oneshot", "OneShot", BlockOptions),
-    "block_random": Row("oneshot", "OneShot", RandomBlockOptions),
-    "weight": Row("oneshot", "OneShot", ScoredOptions),
-    "filter": Row("oneshot", "OneShot", ScoredOptions),
-    "kernel_l1": Row("oneshot", "OneShot", ScoredOptions),
-    "kernel_random": Row("oneshot", "OneShot", RandomOptions),
-    "bip": Row("bip", "BiP", BiPOptions),
-    "hydra": Row("hydra", "Hydra", HydraOptions),
-    "imp": Row("imp", "IMP", IMPOptions),
-    "resrep": Row("resrep", "ResRep", ResRepOptions),
-    "stripe": Row("stripe", "Stripe", StripeOptions),
+    "dense": Row("method", "Method", "no pruning: training as usual"),
+    "block_l1": Row("oneshot", "OneShot", "1xN blocks of the smallest L1 norm (Lin et al. 2022)", BlockOptions),
+    "block_random": Row("oneshot", "OneShot", "1xN blocks by chance", RandomBlockOptions),
+    "weight": Row("oneshot", "OneShot", "single weights of the smallest size", ScoredOptions),
+    "filter": Row("oneshot", "OneShot", "filters of the smallest L1 norm", ScoredOptions),
+    "kernel_l1": Row("oneshot", "OneShot", "kernels of the smallest L1 norm", ScoredOptions),
+    "kernel_random": Row("oneshot", "OneShot", "kernels by chance", RandomOptions),
+    "bip": Row("bip", "BiP", "by scores that are learned in turn with the weights (Zhang et al. 2022)", BiPOptions),
+    "hydra": Row(
+        "hydra", "Hydra", "by scores that are learned beside frozen weights (Sehwag et al. 2020)", HydraOptions
+    ),
+    "imp": Row("imp", "IMP", "by size, at once or in rounds with rewinding (Frankle and Carbin 2019)", IMPOptions),
+    "resrep": Row(
+        "resrep", "ResRep", "channels that learn to vanish: a narrower network (Ding et al. 2021)", ResRepOptions
+    ),
+    "stripe": Row("stripe", "Stripe", "positions of each filter's kernel (Meng et al. 2020)", StripeOptions),
 }
 
 # The layer names of the 1xN publication, as its users type them.

@@ -24,3 +24,9 @@ REARRANGED: dict[str, Callable[[list[str]], set[str]]] = {
 
 # BiP: after which shares of the training the step schedule of the scores has their rate at a tenth, a hundredth.
 BIP_DECAYS = {"paper": (0.75, 0.9), "reference": (0.5, 0.75)}
+
+# ResRep: how many multiply-adds it counts for one, by network, from a layer's name. On CIFAR it takes projections for
+# 2x2 convolutions, which are 1x1.
+COUNTED_MACS: dict[str, Callable[[str], int]] = dict.fromkeys(
+    ("resnet56_b", "resnet110_b"), lambda name: 4 if name.endswith("downsample.0") else 1
+)

@@ -7,16 +7,14 @@ chosen to be forgotten get no other gradient. Rows that reach zero are output ch
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.budget import cut
+from pruning.channels import Costs, rounded_up, select
 from pruning.method import Method
 from pruning.options import ResRepOptions
 from pruning.score import Calibration
 from structure import SUM, Graph, Space, fuse_batch_norm, fuse_pointwise, slice_channels
-from utils.count import count
 from utils.kept import Kept
 
 EPOCHS_BEFORE_MASKS = 5
@@ -82,11 +80,12 @@ class ResRep(Method):
         super().__init__(name, options)
         self.targets: list[Target] = []  # read from the structure in `attach`
         self.costs: Costs | None = None  # known when the first picture has come
+        self.published = options.fidelity == "reference"
 
     def __str__(self) -> str:
         o = self.options
         extras = ", residual groups tied" * o.tied_groups + f", widths of {o.round_to}" * (o.round_to > 1)
-        return f"ResRep, flops_target {o.flops_target}{extras}"
+        return f"ResRep, flops_target {o.flops_target}{extras}{', as the published code' * self.published}"
 
     def check(self, network: nn.Module) -> None:
         if not find_targets(Graph(network), self.options.tied_groups):
@@ -126,8 +125,7 @@ class ResRep(Method):
 
     def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
         if self.costs is None:
-            image = batches[0][0][:1]
-            self.costs = Costs(run.network, self.targets, image, self.options.round_to)
+            self.costs = self._costs(run.network, batches[0][0][:1])
         super().step(run, *batches)
 
     @torch.no_grad()
@@ -152,10 +150,17 @@ class ResRep(Method):
             return
         norms, masks = self.norms(run.network), self.masks(run.network)
         masked = [int((mask == 0).sum()) for mask in masks]
-        chosen = select(norms, masked, self.costs, o.flops_target, o.begin_granularity, o.num_at_least)
+        limits = (o.flops_target, o.begin_granularity, o.num_at_least)
+        chosen = select(norms, masked, self.costs, *limits, self.published)
         for target, keep in zip(self.targets, chosen, strict=True):
+            if self.published and keep.all():
+                continue  # its code rewrites the masks of those layers only in which it has chosen a channel
             for compactor in target.compactors(run.network):
                 compactor.mask.copy_(keep)
+
+    def _costs(self, network: nn.Module, image: Tensor) -> Costs:
+        """By a picture (1, 3, H, W)."""
+        return Costs(network, self.targets, image, self.options.round_to, self.published)
 
     def _catch(self, run) -> None:
         """Rows to forget that a stride would carry across zero stay there, or they would swing around it for ever."""
@@ -229,6 +234,13 @@ class ResRep(Method):
             kept |= {name: own for name, _ in target.hosts}
         return kept
 
+    def shortfalls(self, network: nn.Module, kept: dict[str, Kept], image: Tensor) -> list[str]:
+        costs = self.costs or self._costs(network, image)
+        share, goal = costs.share([kept[target.name].width[1] for target in self.targets]), self.options.flops_target
+        if share <= goal:
+            return []
+        return [f"--flops_target {goal:g} is not reached: {share:.4f} of the multiply-adds are left."]
+
 
 def row_squares(compactors: list[Compactor]) -> list[Tensor]:
     """The squared norm (channels,) of every compactor's rows; those of one shape are computed together."""
@@ -269,86 +281,6 @@ def find_targets(graph: Graph, tied_groups: bool) -> list[Target]:
         if all(type(graph.modules[norm or name]) in _COMPACTED for name, norm in hosts):
             targets.append(Target(hosts[0][0], space, hosts))
     return targets
-
-
-class Costs:
-    """Multiply-adds of a network, for any widths of its targets.
-
-    Args:
-        image: (1, 3, H, W), of the size that counts.
-        round_to: widths are rounded up to multiples of it.
-    """
-
-    def __init__(self, network: nn.Module, targets: list[Target], image: Tensor, round_to: int = 1):
-        place = {target.space: number for number, target in enumerate(targets)}
-        outputs = {name: place for space, place in place.items() for name in (*space.producers, *space.carriers)}
-        inputs = {name: place for space, place in place.items() for name in space.consumers}
-        self.dense = [target.space.channels for target in targets]
-        self.round_to, fixed = round_to, len(targets)
-        units, self.outputs, self.inputs = [], [], []
-        for name, cost in count(network, image).items():
-            if name.endswith(".compactor"):  # it will be merged
-                continue
-            places = [outputs.get(name, fixed), inputs.get(name, fixed)]
-            units.append(cost.macs // int(np.prod([[*self.dense, 1][place] for place in places])))
-            self.outputs.append(places[0])
-            self.inputs.append(places[1])
-        self.units = np.array(units)
-        self.total = self(self.dense)
-
-    def __call__(self, widths) -> np.ndarray:
-        """Multiply-adds for widths (..., targets): int64 (...)."""
-        rounded = rounded_up(np.asarray(widths), self.round_to, np.array(self.dense))
-        rounded = np.concatenate([rounded, np.ones((*rounded.shape[:-1], 1), np.int64)], -1)
-        return (self.units * rounded[..., self.outputs] * rounded[..., self.inputs]).sum(-1)
-
-    def share(self, widths) -> float:
-        return self(widths) / self.total
-
-
-def rounded_up(width, multiple: int, most):
-    """The next multiple, but no more than `most`; numbers or arrays."""
-    return np.minimum(-(-width // multiple) * multiple, most)
-
-
-def select(
-    norms: list[Tensor], masked: list[int], costs: Costs, goal: float, granularity: int, at_least: int
-) -> list[Tensor]:
-    """Which channels to forget next: those of the smallest norms until the goal is met, but only a few more than now.
-
-    Every selection starts afresh, so a channel that has grown comes back.
-
-    Args:
-        norms: of every target's channels.
-        masked: how many channels of every target are forgotten now.
-        goal: share of the multiply-adds to keep.
-        granularity: how many more channels than now may be looked at, while the goal is not met.
-        at_least: a target keeps as many channels. Those passed over for that count as looked at, as published.
-
-    Returns:
-        a mask (channels,) for every target: 1 remember, 0 forget.
-    """
-    dense = np.array([len(norm) for norm in norms])
-    owner = np.repeat(np.arange(len(norms)), dense)
-
-    def saved(order: Tensor) -> Tensor:
-        """Multiply-adds saved before each group of the ranking is forgotten."""
-        looked_at = np.cumsum(owner[order.cpu().numpy()][:, None] == np.arange(len(norms)), 0)
-        forgotten = np.minimum(looked_at, np.maximum(dense - at_least, 0))
-        before = np.concatenate([np.zeros((1, len(norms)), np.int64), forgotten[:-1]])
-        return torch.from_numpy(costs.total - costs(dense - before)).to(order.device)
-
-    enough = costs.total - int(goal * costs.total)  # to save
-    limit = sum(masked) + granularity if costs.share(dense - masked) > goal else None
-    gone = cut(norms, enough - 1, saved, at_least, limit)
-    widths = dense - [int(goes.sum()) for goes in gone]
-    masks = [1 - goes.to(norm) for goes, norm in zip(gone, norms, strict=True)]
-    if costs.share(widths) <= goal:  # what rounding keeps anyway is remembered: the last ones that went
-        for norm, mask, most in zip(norms, masks, dense - rounded_up(widths, costs.round_to, dense), strict=True):
-            ranking = norm.argsort(stable=True)
-            forgotten = ranking[mask[ranking] == 0]
-            mask[forgotten[most:]] = 1
-    return masks
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.formats.bip import UNUSED
 from pruning.budget import cut
 from pruning.groups import BLOCKS, CHANNELS, FILTERS, WEIGHTS, Pattern, group_means, spread
 from pruning.layers import check_plain, masked_layers, remove_mask
@@ -97,22 +98,34 @@ class Selective(Method):
     def start_scores(self, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
         """The checkpoint's scores on their layers' device, or nothing.
 
+        Those of a linear layer fit a 1x1 convolution, as its weight does. After them stand those of layers that are not
+        there, which only take part in a ranking over all (`UNUSED`).
+
         Raises:
             ValueError: they are not those of `layers`.
         """
         if not self.given:
             return {}
+        unused = {n: scores for n, scores in self.given.items() if n.startswith(UNUSED) and n not in layers}
+        own = {name: scores for name, scores in self.given.items() if name not in unused}
         shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-        given = {name: tuple(scores.shape) for name, scores in self.given.items()}
+        for name in own.keys() & shapes.keys():
+            if (*own[name].shape, 1, 1) == shapes[name]:
+                own[name] = own[name][..., None, None]
+        given = {name: tuple(scores.shape) for name, scores in own.items()}
         if shapes != given:
             odd = min(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
             raise ValueError(
                 f"--layer_type {self.options.layer_type}, --fidelity {self.options.fidelity}: the checkpoint's scores "
                 f"of {odd} are {given.get(odd, 'missing')}, its weights to prune {shapes.get(odd, 'none')}"
             )
-        return {name: self.given[name].to(layer.weight) for name, layer in layers.items()}
+        like = next(iter(layers.values())).weight
+        return {name: own[name].to(layer.weight) for name, layer in layers.items()} | {
+            name: scores.to(like) for name, scores in unused.items()
+        }
 
     def masks(self, scores: dict[str, Tensor], k: float) -> dict[str, Tensor]:
+        """The bool mask of every layer under its scores (O, I, ...), of which the share `k` is kept."""
         everywhere = (self.options.budget or self.unit.budget) == "global"
         return select({name: s.detach() for name, s in scores.items()}, self.pattern, k, everywhere)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.budget import cut
 from pruning.layers import check_plain
-from pruning.method import Method
+from pruning.method import Method, missed
 from pruning.options import StripeOptions
 from pruning.order import order_by_shape
 from pruning.pictures import draw_shapes
@@ -131,6 +131,7 @@ class Stripe(Method):
     @torch.no_grad()
     def finish(self, network: nn.Module) -> dict[str, Kept]:
         kept = {}
+        self.pixels = tuple(layer.pixels for layer in self._layers(network))
         for name, layer in stripe_layers(network).items():
             alive = layer.FilterSkeleton != 0
             stripes, filters = int(alive.sum()), int(alive.flatten(1).any(1).sum())
@@ -147,6 +148,23 @@ class Stripe(Method):
         broken = {n: m.weight for n, m in layers.items() if isinstance(m, nn.Conv2d) and _is_broken(m.weight)}
         permute(network, {name: order_by_shape(weight) for name, weight in broken.items()})
         return kept
+
+    def shortfalls(self, network: nn.Module, kept: dict[str, Kept], image: Tensor) -> list[str]:
+        if not self.adapts:
+            return []
+        by_macs, total, left = self.options.pr_unit == "macs", 0, 0
+        for (name, site), pixels in zip(self.sites.items(), self.pixels, strict=True):
+            layer, own = network.get_submodule(name), kept[name]
+            here = isinstance(layer, nn.Conv2d)  # else its branch is removed
+            stripes, inputs = own.filters * sum(map(len, own.positions)), site.source.channels
+            if by_macs:
+                total += stripes * (inputs or layer.in_channels) * pixels  # the picture's channels are no layer's
+                left += int(layer.weight.count_nonzero()) * pixels if here else 0
+            else:
+                total += stripes
+                left += sum(map(sum, own.positions)) if here else 0
+        what = "multiply-adds of layers with stripes" if by_macs else "stripes"
+        return missed(what, self.options.pr_target * total, total - left, total)
 
     def _layers(self, network: nn.Module) -> list[StripeConv2d]:
         """Those whose stripes may go."""

@@ -9,6 +9,7 @@ panels of its own. Curves: `<network>_<metric>.csv` beside this file, the plot d
 import argparse
 import csv
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ LINES = {
     "1x32": {"color": "#440154", "marker": "P"},
     "filter": {"color": "#d55e00", "marker": "X"},
 }
+SINGULAR = {"dense": "baseline", "weights": "weight", "filters": "filter"}  # a method's own words -> its curve
 CURVE = {"markersize": 4, "linewidth": 1.3}
 MARKERS = "*hpdH<>8"  # of own runs
 MIDDLE = [0.4, 0.5, 0.6]  # rates that are enlarged: the tables are of 0.5
@@ -47,7 +49,7 @@ class Run:
     data_set: str
     method: str
     pattern: str  # its published curve, if it has one
-    rate: float
+    rate: float  # the share of all weights that went
     accuracy: dict[str, float]
 
 
@@ -68,25 +70,21 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path}: not JSON: {error}") from None
     try:
         name, *told = summary["method"].split(", ")
-        options, tuned = summary["options"], summary["accuracy"]["tuned"]
-        in_blocks = name.startswith("block_")
-        hidden = ("pr_target ",) if in_blocks else ("pr_target ", "N ")  # the axis tells the rate
-        several = name != "dense" and options.get("rates")
-        run = Run(
+        tuned = summary["accuracy"]["tuned"]
+        block = re.fullmatch(r"(1x\d+) blocks", name)
+        asked = ("pr_target ", "k ", "flops_target ", "sr ")  # the axis tells what was reached
+        return Run(
             arch=str(summary["arch"]),
             data_set=str(summary["data_set"]),
-            method=", ".join([name, *(part for part in told if not part.startswith(hidden))]),
-            pattern=f"1x{options['N']}" if in_blocks else "baseline" if name == "dense" else name,
-            rate=0.0 if name == "dense" else float(options["pr_target"]),
+            method=", ".join([name, *(part for part in told if not part.startswith(asked))]),
+            pattern=block[1] if block else SINGULAR.get(name, name),
+            rate=float(summary["totals"]["sparsity"]),
             accuracy={metric: float(tuned[metric]) for metric in METRICS},
         )
     except KeyError as error:
         raise ValueError(f"{path}: not a summary.json of imagenet.py: {error.args[0]!r} is missing") from None
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"{path}: not a summary.json of imagenet.py") from None
-    if several:
-        raise ValueError(f"{path}: its layers have rates of their own, so it has no place on an axis of one rate")
-    return run
 
 
 def read_curves(arch: str, metric: str) -> tuple[list[float], dict[str, list[float]]]:

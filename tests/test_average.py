@@ -141,3 +141,33 @@ def test_a_checkpoint_with_an_average_fits_no_run_without_and_the_reverse():
     for run, other in ((with_average, without), (without, with_average)):
         with pytest.raises(ValueError, match="--resume: the checkpoint was made with another --ema"):
             run.load_state_dict(other.state_dict())
+
+
+def test_rewinding_starts_the_average_anew_and_a_resumed_run_knows_it():
+    """Catches an average that still holds the weights of the round before, and one that is slow after a resume."""
+    whole, _ = run_of("imp", 0.999, rounds=2, k=0.25)
+    states = []
+
+    class Watch(Callback):
+        def after_step(self, run: Run) -> None:
+            if run.iteration == 7:  # the first of the second round
+                decay = (1 + 1) / (10 + 1)
+                for name, weight in run.network.named_parameters():
+                    start = run.network.rewind_to[name] * getattr(weight_owner(run.network, name), "mask", 1)
+                    expected = decay * start + (1 - decay) * weight
+                    torch.testing.assert_close(run.average.network().get_parameter(name), expected)
+            if run.iteration == 9:
+                states.append(copy.deepcopy(run.state_dict()))
+
+    fit(whole, [Watch()])
+    resumed, _ = run_of("imp", 0.999, rounds=2, k=0.25)
+    resumed.load_state_dict(states[0])
+    fit(resumed, [])
+    theirs = resumed.kept_network().state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.kept_network().state_dict().items())
+
+
+def weight_owner(network: nn.Module, name: str) -> nn.Module | None:
+    """The layer of a weight called `name`, or None for other parameters."""
+    layer, _, kind = name.rpartition(".")
+    return network.get_submodule(layer) if kind == "weight" else None

@@ -26,7 +26,6 @@ from pruning.selection import UNITS, select
 from utils import callbacks
 from utils.files import save_json
 from utils.loss import Loss
-from utils.options import parse
 from utils.run import Run
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "bip.json").read_text())["resnet20s"]
@@ -97,6 +96,44 @@ def test_published_checkpoints_give_the_published_masks_and_logits(case: str, na
     pruning.finish(method, network, images)
     with torch.no_grad():
         assert relative_error(network(images), torch.tensor(GOLDEN[case]["logits"])) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"), [("resnet18_cifar", "imp"), ("wrn_28_1", "bip"), ("wrn_28_1", "hydra"), ("wrn_28_1", "imp")]
+)
+def test_the_published_ranking_of_all_scores_gives_the_masks(arch: str, name: str, tmp_path):
+    """Catches scores of a linear layer refused where ours is a 1x1 convolution, and scores of unused layers dropped.
+
+    As published, a wide ResNet holds a `sub_block1` that nothing is computed with, but its scores are ranked.
+    """
+    torch.manual_seed(0)
+    network = models.create_model(arch, 10)
+    theirs = {key: t.flatten(1) if key == "fc.weight" else t for key, t in network.state_dict().items()}
+    if arch == "resnet18_cifar":
+        rename = (("fc.", "linear."), ("downsample", "shortcut"))
+        theirs = {key.replace(*rename[0]).replace(*rename[1]): tensor for key, tensor in theirs.items()}
+    else:
+        theirs |= {key.replace("block1", "sub_block1"): t for key, t in theirs.items() if key.startswith("block1")}
+    weights = {key: t for key, t in theirs.items() if t.dim() > 1}
+    scores = {key.replace("weight", "popup_scores"): torch.randn_like(t) for key, t in weights.items()}
+    torch.save({"state_dict": theirs | scores}, tmp_path / "model_best.pth.tar")
+
+    method = pruning.create_method(name, k=0.3)
+    method.accept(models.load_checkpoint(network, tmp_path / "model_best.pth.tar")["extras"])
+    method.attach(network)
+    sizes = torch.cat([tensor.abs().flatten() for tensor in scores.values()])
+    smallest_kept = sizes.sort().values[int((1 - 0.3) * len(sizes))]
+    layers = masked_layers(network)
+    ours = {layer: layer if arch == "wrn_28_1" else layer.replace("fc", "linear") for layer in layers}
+    for layer, module in layers.items():
+        own = scores[f"{ours[layer].replace('downsample', 'shortcut')}.popup_scores"]
+        size = own.abs().view_as(module.mask)
+        decided = size != smallest_kept  # of equal ones any may stay
+        assert torch.equal(module.mask[decided], (size > smallest_kept)[decided].float()), layer
+    before = set(models.create_model(arch, 10).state_dict())
+    pruning.finish(method, network, torch.randn(2, 3, 32, 32))
+    assert set(network.state_dict()) == before
+    assert not hasattr(network, "ranked_beside")
 
 
 def test_scores_find_only_methods_that_know_them(tmp_path):
@@ -268,13 +305,13 @@ def test_hydra_freezes_weights_and_biases_and_trains_batch_norm():
 
 @pytest.mark.parametrize("accelerate", [False, True])
 @pytest.mark.parametrize("fidelity", ["paper", "reference"])
-def test_masks_follow_the_scores_once_a_step(fidelity: str, accelerate: bool, monkeypatch):
+def test_masks_follow_the_scores(fidelity: str, accelerate: bool, monkeypatch):
     run = run_of(tiny(), name="bip", k=0.3, fidelity=fidelity, accelerate=accelerate)
     selections = []
     monkeypatch.setattr("pruning.selection.select", lambda *a, **k: selections.append(1) or select(*a, **k))
     for step in range(3):
         run.step(batch(2 * step), batch(2 * step + 1))
-    assert len(selections) == 3
+    assert len(selections) == (6 if fidelity == "reference" else 3), "the published code selects at either level"
     layers = masked_layers(run.network)
     scores = {name: layer.popup_scores.detach() for name, layer in layers.items()}
     expected = select(scores, UNITS["unstructured"].pattern, 0.3, True)
@@ -298,6 +335,130 @@ def test_random_scores_leave_the_weights_scale_to_the_share_kept():
     pruning.create_method("hydra", score_init="random", k=0.25).attach(network)
     assert torch.allclose(network[3].weight, 2 * weight)
     assert not torch.allclose(network[3].popup_scores.abs() / weight.abs(), torch.ones(()), atol=0.1)
+
+
+# --- the published step -----------------------------------------------------------------------------------------------
+
+
+class CifarBatches(Batches):
+    batch_size = 16
+
+
+def their_name(ours: str) -> str:
+    return ours.replace("linear.", "fc.")
+
+
+def published_run(layer_type: str, accelerate: bool, shared: bool) -> Run:
+    """A run in float64, as tests/golden/bip_steps.json was made."""
+    network = models.create_model("resnet20s", 10)
+    network.load_state_dict({n: fill(their_name(n), tuple(t.shape)) for n, t in network.state_dict().items()})
+    network.double()
+    own = {"layer_type": layer_type, "accelerate": accelerate, "k": 0.2, "lr2": 0.01, "lr": 0.01}
+    method = pruning.create_method("bip", fidelity="reference", **own)
+    if not shared:
+        names = {f"{layer}.popup_scores": weights.weight.shape for layer, weights in method.layers(network).items()}
+        method.accept({name: fill(their_name(name), tuple(shape)) for name, shape in names.items()})
+    method.attach(network)
+    return Run(network, method, CifarBatches(), Loss(), 10, lambda *_: 0.01, published_sgd)
+
+
+def published_sgd(parameters) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=5e-4)
+
+
+def pictures(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rng = np.random.RandomState(seed)
+    pairs = [(rng.standard_normal((16, 3, 32, 32)), rng.randint(0, 10, 16)) for _ in range(3)]
+    return [(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in pairs]
+
+
+STEPS = json.loads((Path(__file__).parent / "golden" / "bip_steps.json").read_text())
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_every_tensor_moves_as_in_the_published_code(case: str):
+    """Catches any difference from the published step: who learns, decays or has momentum, masks, batch statistics."""
+    layer_type, accelerate, shared = case.split("|")
+    run = published_run(layer_type, accelerate == "accelerate=True", shared == "shared=True")
+    start = {their_name(name): tensor.clone() for name, tensor in run.network.state_dict().items()}
+    for number, (train, val) in enumerate(zip(pictures(1), pictures(2), strict=True), start=1):
+        run.step(val, train)
+        if f"after {number}" not in STEPS[case]:
+            continue
+        now = {their_name(name): tensor for name, tensor in run.network.state_dict().items()}
+        for name, (total, norm) in STEPS[case][f"after {number}"].items():
+            movement = now[name] - start[name]
+            allowed = 1e-9 * norm + 5e-13  # the file has twelve decimals
+            assert float(movement.sum()) == pytest.approx(total, rel=0, abs=allowed), name
+            assert float(movement.norm()) == pytest.approx(norm, rel=0, abs=allowed), name
+
+
+@torch.no_grad()
+def choose_masks(run: Run) -> None:
+    layers = masked_layers(run.network)
+    everywhere = run.method.unit.budget == "global"
+    masks = select({n: layer.popup_scores for n, layer in layers.items()}, run.method.pattern, 0.2, everywhere)
+    for name, layer in layers.items():
+        layer.mask.copy_(masks[name])
+
+
+def literal_step(run: Run, optimizers: list, first, second) -> None:
+    """The published step as the fact sheet tells it, with parameters that are frozen and gradients that are zeroed."""
+    network, options = run.network, run.method.options
+    kinds = {"scores": [layer.popup_scores for layer in masked_layers(network).values()]}
+    kinds["weights"] = [p for m in network.modules() if not isinstance(m, nn.BatchNorm2d)
+                        for n, p in m.named_parameters(recurse=False) if n != "popup_scores"]  # fmt: skip
+
+    def level(learns: tuple[str, ...], batch, optimizer) -> None:
+        for kind, parameters in kinds.items():
+            for parameter in parameters:
+                parameter.requires_grad_(kind in learns)
+        choose_masks(run)
+        loss = nn.functional.cross_entropy(network(batch[0]), batch[1])
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+
+    if options.accelerate:
+        level(("scores",), first, optimizers[1])
+        optimizers[1].step()
+        level(("weights",), second, optimizers[0])
+        optimizers[0].step()
+        return
+    level(("weights",), first, optimizers[0])
+    optimizers[0].step()
+    level(("scores", "weights"), second, optimizers[0])
+    everything = [parameter.grad.clone() for parameter in network.parameters()]
+    level(("scores",), second, optimizers[1])
+    for parameter, gradient in zip(network.parameters(), everything, strict=True):
+        parameter.grad += -options.lr2 * parameter.grad * gradient
+    optimizers[1].step()
+    choose_masks(run)
+    network(second[0])  # for the log
+
+
+@pytest.mark.parametrize("layer_type", ["unstructured", "filter", "channel"])
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("score_init", ["magnitude", "random"])
+def test_the_published_step_is_that_of_a_literal_oracle(layer_type: str, accelerate: bool, score_init: str):
+    """Catches a difference in the cases of which there are no published values; "random" scores share no memory."""
+    own = {"layer_type": layer_type, "accelerate": accelerate, "score_init": score_init, "k": 0.2, "lr2": 0.01}
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = tiny().double()
+        method = pruning.create_method("bip", fidelity="reference", lr=0.01, **own)
+        method.attach(network)
+        runs.append(Run(network, method, Batches(), Loss(), 10, lambda *_: 0.01, published_sgd))
+    ours, theirs = runs
+    optimizers = [published_sgd(theirs.network.parameters()) for _ in range(2)]
+    for step in range(3):
+        batches = [(batch(2 * step + i)[0].double(), batch(2 * step + i)[1]) for i in range(2)]
+        ours.step(*batches)
+        literal_step(theirs, optimizers, *batches)
+    choose_masks(theirs)
+    expected = theirs.network.state_dict()
+    for name, tensor in ours.network.state_dict().items():
+        assert relative_error(tensor.double(), expected[name].double()) < 1e-12, name
 
 
 # --- rounds of magnitude pruning --------------------------------------------------------------------------------------
@@ -488,9 +649,10 @@ def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypa
     ran = []
 
     def run(program: str, *arguments: object) -> None:
-        options = parse([str(argument) for argument in arguments])
-        ran.append((options.conv_type, options.k, options.rounds, options.seed, options.lr))
-        save_json(options.job_dir / "summary.json", {"accuracy": {"tuned": {"top1": 90 + options.k}}})
+        options = imagenet.parse([str(argument) for argument in arguments])
+        k, rounds = (getattr(options.own, name, 1) for name in ("k", "rounds"))
+        ran.append((options.conv_type, k, rounds, options.seed, options.lr))
+        save_json(options.job_dir / "summary.json", {"accuracy": {"tuned": {"top1": 90 + k}}})
 
     monkeypatch.setattr(sweep, "run", run)
     own = ["--method", "bip", "imp --rounds 2 --lr 0.2", "--k", "0.5", "0.25", "--seed", "3", "4"]
@@ -498,7 +660,7 @@ def test_a_sweep_runs_what_is_missing_and_draws_what_is_there(tmp_path, monkeypa
     sweep.main()
     points = [("bip", k, 1, seed, 0.1) for k in (0.5, 0.25) for seed in (3, 4)]
     points += [("imp", k, 2, seed, 0.2) for k in (0.5, 0.25) for seed in (3, 4)]
-    assert ran == [("dense", 1.0, 1, 3, 0.1), ("dense", 1.0, 1, 4, 0.1), *points]
+    assert ran == [("dense", 1, 1, 3, 0.1), ("dense", 1, 1, 4, 0.1), *points]
     assert "| imp --rounds 2 --lr 0.2 | 0.25 | 90.25 | 90.25 | 90.25 |" in (tmp_path / "sweep.md").read_text()
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "bip_k0.25_seed4" / "summary.json").unlink()
@@ -526,6 +688,14 @@ def test_mistakes_are_told_in_the_users_words(options: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
         pruning.create_method(**{"name": "bip"} | options).check(models.create_model("resnet20", 10))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("option", ["lr2", "mask_lr", "k"])
+def test_what_is_no_finite_number_is_refused_on_the_command_line(option: str, number: str):
+    """Catches a weight of the implicit gradient that is not a number, by which every weight would go."""
+    with pytest.raises(ValueError, match=f"--{option} {number}: must be "):
+        imagenet.parse(["--method", "bip", f"--{option}={number}"])
 
 
 def test_epochs_must_divide_into_rounds():

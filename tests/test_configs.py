@@ -12,9 +12,8 @@ import pytest
 import imagenet
 import models
 from configs import generate
+from jobs.prune import create_method
 from raw_data_fig4 import plot
-from utils.options import parse
-from utils.run import learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*/*.yml"))
@@ -73,42 +72,44 @@ def network(arch: str):
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in FILES])
 def test_a_recipe_is_a_run_that_can_start(path: Path):
-    options = parse(["--config", str(path)])
+    options = imagenet.parse(["--config", str(path)])
     assert str(options.job_dir) == f"experiments/{path.stem}"
-    imagenet.create_method(options).check(network(options.arch))
+    create_method(options).check(network(options.arch))
     command = path.read_text().splitlines()[0]
     assert command.startswith(f"# python imagenet.py --config {path.relative_to(ROOT)} --data_path ")
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in BLOCK_FILES])
 def test_a_recipe_of_blocks_is_what_its_name_says(path: Path):
-    options = parse(["--config", str(path)])
+    options = imagenet.parse(["--config", str(path)])
     assert path.stem.startswith(options.arch)
-    assert options.pr_target == 0.5
+    assert options.own.pr_target == 0.5
     assert ("1x" in path.stem) == (options.conv_type == "BlockL1Conv")
-    assert options.rearrange == ("1x" in path.stem and "plain" not in path.stem)
+    if "1x" in path.stem:
+        assert options.own.rearrange == ("plain" not in path.stem)
 
 
 def test_bip_phases_start_from_each_other():
     for path in (ROOT / "configs" / "bip").glob("*.yml"):
-        options, command = parse(["--config", str(path)]), path.read_text().splitlines()[0]
-        if options.exp_mode != "pretrain":
+        options, command = imagenet.parse(["--config", str(path)]), path.read_text().splitlines()[0]
+        if options.own.exp_mode != "pretrain":
             folder = command.split(" --pretrained_model ")[1].split("/")[1]
             assert (path.parent / f"{folder}.yml").exists()
-            assert options.k == 0.1
-    options = parse(["--config", str(ROOT / "configs/bip/imagenet_bip.yml"), "--k", "0.05"])
-    assert (options.arch, options.lr, options.mask_lr, options.score_init) == ("resnet18", 0.01, 0.1, "random")
-    assert options.k == 0.05, "the command line wins"
+            assert options.own.k == 0.1
+    options = imagenet.parse(["--config", str(ROOT / "configs/bip/imagenet_bip.yml"), "--k", "0.05"])
+    own = options.own
+    assert (options.arch, options.lr, own.mask_lr, own.score_init) == ("resnet18", 0.01, 0.1, "random")
+    assert own.k == 0.05, "the command line wins"
 
 
 def test_stripes_have_the_published_recipe():
-    files = {path.stem: parse(["--config", str(path)]) for path in (ROOT / "configs" / "swp").glob("*.yml")}
+    files = {path.stem: imagenet.parse(["--config", str(path)]) for path in (ROOT / "configs" / "swp").glob("*.yml")}
     on_cifar = {f"{arch}_{data}" for arch in ("vgg16_bn", "resnet56_projection") for data in ("cifar10", "cifar100")}
     assert files.keys() == on_cifar | {"resnet18_imagenet", "resnet18_imagenet_stronger"}
     for name in on_cifar:
         options = files[name]
-        assert (options.sr, options.lr, options.train_batch_size, options.num_epochs) == (1e-5, 0.1, 64, 160)
-        rates = [learning_rate(options, epoch, 0, 1) for epoch in (0, 79, 80, 120)]
+        assert (options.own.sr, options.lr, options.train_batch_size, options.num_epochs) == (1e-5, 0.1, 64, 160)
+        rates = [options.schedule()(epoch, 0, 1) for epoch in (0, 79, 80, 120)]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
@@ -132,8 +133,8 @@ def write_summary(path: Path, **changes) -> Path:
     summary = {
         "arch": "mobilenet_v2",
         "data_set": "imagefolder",
-        "method": "block_l1, N 4, pr_target 0.5, rearrange",
-        "options": {"pr_target": 0.5, "N": 4},
+        "method": "1x4 blocks, pr_target 0.5, rearrange",
+        "totals": {"sparsity": 0.49},
         "accuracy": {"tuned": {"top1": 69.6, "top5": 88.9}},
     }
     path.write_text(json.dumps(summary | changes))
@@ -154,16 +155,16 @@ def test_the_figure_has_four_panels_and_one_more_row_for_another_network(tmp_pat
     assert [len(axes.lines) for axes in figure.axes] == [9, 9, 8, 8, 1, 1]
     curves, ours = ([text.get_text() for text in legend.get_texts()] for legend in figure.legends)
     assert len(curves) == 8
-    assert ours == ["ours: block_l1, N 4, rearrange"]
+    assert ours == ["ours: 1x4 blocks, rearrange"]
 
 
 def test_where_a_run_lies(tmp_path: Path):
-    dense = plot.read_run(write_summary(tmp_path / "a.json", method="dense"))
+    dense = plot.read_run(write_summary(tmp_path / "a.json", method="dense", totals={"sparsity": 0.0}))
     assert (dense.method, dense.pattern, dense.rate) == ("dense", "baseline", 0.0)
     blocks = plot.read_run(write_summary(tmp_path / "b.json"))
-    assert (blocks.pattern, blocks.rate, blocks.accuracy) == ("1x4", 0.5, {"top1": 69.6, "top5": 88.9})
-    weight = plot.read_run(write_summary(tmp_path / "c.json", method="weight, N 16, pr_target 0.5"))
-    assert (weight.method, weight.pattern) == ("weight", "weight")
+    assert (blocks.pattern, blocks.rate, blocks.accuracy) == ("1x4", 0.49, {"top1": 69.6, "top5": 88.9})
+    weight = plot.read_run(write_summary(tmp_path / "c.json", method="weights, pr_target 0.5"))
+    assert (weight.method, weight.pattern) == ("weights", "weight")
 
 
 def test_a_wrong_summary_is_refused(tmp_path: Path):
@@ -180,6 +181,3 @@ def test_what_is_no_summary_is_a_users_mistake(tmp_path: Path, text: str):
     path.write_text(text, encoding="latin1")
     with pytest.raises(ValueError, match=r"summary\.json: not"):
         plot.read_run(path)
-    rates = {"options": {"pr_target": 0.5, "N": 4, "rates": "rates.yml"}}
-    with pytest.raises(ValueError, match="rates of their own"):
-        plot.read_run(write_summary(path, **rates))

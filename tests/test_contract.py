@@ -81,6 +81,41 @@ def test_a_run_trains_resumes_and_finishes(name: str):
         )
         assert left < dense, "something has gone"
     assert bool(kept) == (name != "dense")
+    assert run.method.shortfalls(network, kept, images[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("weight", {"schedule": "cubic"}, "50.0 % of the weights were to go, but 0.0 % have gone."),
+        ("block_random", {"N": 4, "blocks": "reference"}, "% of the weights were to go, but "),
+        ("imp", {"k": 0.25, "rounds": 2}, "75.0 % of the weights were to go, but 50.0 % have gone."),
+        ("resrep", {"flops_target": 0.6}, "--flops_target 0.6 is not reached: 1.0000 of the multiply-adds are left."),
+        ("stripe", {}, "50.0 % of the stripes were to go, but 0.0 % have gone."),
+        ("stripe", {"pr_unit": "macs"}, "50.0 % of the multiply-adds of layers with stripes were to go, but 0.0 %"),
+        ("stripe", {"sr": 1e-5}, None),  # a strength is asked for, and no share
+        ("weight", {}, None),
+        ("dense", {}, None),
+    ],
+)
+def test_what_is_asked_and_not_reached_is_said(name: str, options: dict, told: str | None):
+    """Catches a run that ends in silence away from its target: here no training follows."""
+    run, val = run_of(name, **options)
+    images = next(iter(val))[0]
+    kept = pruning.finish(run.method, run.network, images)
+    sentences = run.method.shortfalls(run.network, kept, images[:1])
+    assert len(sentences) == bool(told)
+    assert not told or told in sentences[0]
+
+
+def test_a_growing_rate_is_reached_although_batches_are_left_over():
+    """Catches growth until the very end whose last selection would fall behind the last step, and a long interval."""
+    run, val = run_of("weight", schedule="linear", schedule_end=1.0, schedule_every=100)
+    run.batches_per_step = 4  # six batches an epoch: two are left over
+    fit(run, [])
+    images = next(iter(val))[0]
+    kept = pruning.finish(run.method, run.network, images)
+    assert run.method.shortfalls(run.network, kept, images[:1]) == []
 
 
 @pytest.mark.parametrize("name", METHODS)

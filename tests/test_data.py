@@ -97,6 +97,25 @@ def test_batches_do_not_depend_on_workers_and_leave_random_state_alone(tree):
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+@pytest.mark.parametrize("source", ["digits", "imagefolder"])
+def test_the_first_pictures_are_whole_batches_and_leave_the_position(source: str, tree):
+    """Every process sees the same ones, whatever its share and wherever in the training it is."""
+    path = tree if source == "imagefolder" else None
+    whole, half = (loaders(source, path, rank=rank, world=world)[0] for rank, world in ((0, 1), (1, 2)))
+    expected = [(images.clone(), labels) for images, labels in whole][:2]
+    half.load_state_dict({"epoch": 3, "batch": 1})
+    random = torch.get_rng_state()
+    for _ in range(2):
+        found = list(half.first(6))
+        assert [len(labels) for _, labels in found] == [4, 2]
+        for (images, labels), (theirs, their_labels) in zip(found, expected, strict=True):
+            assert torch.equal(images, theirs[: len(labels)])
+            assert torch.equal(labels, their_labels[: len(labels)])
+    next(half.first(6))  # one that is left in the middle
+    assert half.state_dict() == {"epoch": 3, "batch": 1}
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_crops_are_shifts_of_the_picture():
     loader, _ = loaders("digits", size=16, batch=8)
     clean = loader.images[:, 1:-1, 1:-1]  # without the padding of one

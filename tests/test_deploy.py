@@ -18,8 +18,14 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import deploy  # noqa: E402
 import model_tune  # noqa: E402
-from deploy import blocks, graph, layout, lower, measure, passes, reader, schedule, targets, tiles  # noqa: E402
-from deploy.library import Library  # noqa: E402
+from deploy import targets  # noqa: E402
+from deploy.codegen import build, program  # noqa: E402
+from deploy.kernels import family, product, tiles  # noqa: E402
+from deploy.kernels.nchw_pixel_conv import NCHWPixelConv  # noqa: E402
+from deploy.onnx import blocks, graph, passes, reader  # noqa: E402
+from deploy.plan import cost, fusion, layout  # noqa: E402
+from deploy.runtime.library import Library  # noqa: E402
+from deploy.tuning import measure  # noqa: E402
 
 TARGETS = ["native"] + (["x86-avx2"] if platform.machine() == "x86_64" else [])
 OTHER = "aarch64" if platform.machine() == "x86_64" else "x86-avx2"  # compiles anywhere, runs elsewhere
@@ -30,8 +36,10 @@ def run_nodes(nodes: list, shapes: dict, x: np.ndarray, machine=None, dense=Fals
     shapes = {"x": x.shape, **shapes}
     network = graph.Graph(nodes, shapes, "x", "y")
     passes.fuse_depthwise(network)
-    executable, _ = lower.compile_graph(network, machine or targets.find_machine(), dense=dense)
-    return Library(executable, {"threads": 2, "input": {"shape": x.shape}}).run(x)
+    machine = machine or targets.find_machine()
+    made = program.make_program(network, machine, layout.make_plan(cost.CostModel(network, machine, dense)))
+    executable, weights = build.build(made.module, machine)
+    return Library(executable.module, weights, {"threads": 2, "input": {"shape": x.shape}}).run(x)
 
 
 def convolve(x, weight, bias, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -85,7 +93,7 @@ def convolutions(draw):
         "residual": draw(st.booleans()),
         "activation": draw(st.sampled_from([None, ("clip", 0.0, None), ("clip", 0.0, 6.0), ("hard_swish",)])),
         "sparse": draw(st.booleans()),
-        "lanes": draw(st.booleans()),
+        "nchwc": draw(st.booleans()),
         "candidate": draw(st.integers(0, 10_000)),
         "target": draw(st.sampled_from(TARGETS)),
         "seed": draw(st.integers(0, 1000)),
@@ -126,17 +134,18 @@ def test_every_convolution_kernel_equals_the_oracle(case):
         )
     )  # fmt: skip
 
-    def choose(site, m, block, density, lanes=False):
+    def compared(self, families, work, pattern):
         """One of all candidates, cheap in the layout that is to be tested."""
-        groups = [g for g in blocks.SIZES if block % g == 0] if case["sparse"] else [1, 4, 8, 12, 16, 24, 32]
-        every = list((schedule.lane_candidates if lanes else schedule.candidates)(site, m, groups))
+        groups = [g for g in blocks.SIZES if pattern.block % g == 0] if case["sparse"] else [1, 4, 8, 12, 16, 24, 32]
+        every = [(f, *tiling) for f in families for tiling in f.tilings(work, self.machine, groups)]
         if not every:
-            return None
-        kernel, *tile = every[case["candidate"] % len(every)]
-        return schedule.Choice(kernel, case["sparse"], *tile, 0 if lanes == case["lanes"] else 1e9)
+            return []
+        kernel, *tiling = every[case["candidate"] % len(every)]
+        cycles = 0 if kernel.nchwc == case["nchwc"] else 1e9
+        return [family.Schedule(kernel, case["sparse"], *tiling, pattern.density, cycles)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "choose", choose)
+        patch.setattr(cost.CostModel, "compared", compared)
         close(run_nodes(nodes, shapes, x, machine), ACTIVATIONS[case["activation"]](expected))
 
 
@@ -238,29 +247,30 @@ def everything(rng, channels, size, k, stride, activation, separable):
     target=st.sampled_from(TARGETS),
 )
 @settings(max_examples=8, deadline=None, derandomize=True)
-def test_channels_in_lanes_compute_what_planes_compute(channels, size, k, stride, activation, separable, target):
+def test_nchwc_computes_what_nchw_computes(channels, size, k, stride, activation, separable, target):
     rng, results, machine = np.random.default_rng(size), [], targets.find_machine(target)
     nodes, shapes = everything(rng, channels, size, k, stride, activation, separable)
     x = rng.standard_normal((2, 3, size, size)).astype(np.float32)
-    kinds = []
+    plans, real = [], layout.make_plan
 
-    def arrange(*arguments):
-        kinds.append(layout.arrange(*arguments))
-        return kinds[-1]
+    def make_plan(*arguments):
+        plans.append(real(*arguments))
+        return plans[-1]
 
-    for sign in (1, -1):  # as few, and as many, in lanes as possible
+    for sign in (1, -1):  # as few, and as many, in NCHWc as possible
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layout.Costs, "total", lambda self, lanes, sign=sign: sign * len(lanes))
-            patch.setattr(layout, "TURN", 1e9)
-            patch.setattr(layout, "WIDE_BYTES", (0, 0))
-            patch.setattr(layout, "TWICE", (1.0, 1.0))
-            patch.setattr(lower, "arrange", arrange)
+            patch.setattr(layout, "total", lambda costs, nchwc, sign=sign: sign * len(nchwc))
+            patch.setattr(cost, "REORDER", 1e9)
+            patch.setattr(fusion, "WIDE", (0, 0))
+            patch.setattr(fusion, "TWICE", (1.0, 1.0))
+            patch.setattr(layout, "make_plan", make_plan)
             results.append(run_nodes([replace(node) for node in nodes], shapes, x, machine))
-    assert [len(kind.lanes) for kind in kinds] == [0, 12]
+    assert [len(plan.nchwc) for plan in plans] == [0, 12]
     out = -(-size // stride)
     band = max(n for n in range(1, out) if out % n == 0)
     few = k - stride <= stride * band  # rows would be computed twice
-    assert [expand.first is not None for expand in kinds[1].expansions.values()] == [separable] * few
+    inside = [expansion.node for expansion in plans[1].expansions.values()]
+    assert [node.depthwise is not None for node in inside] == [separable] * few
     close(*results)
 
 
@@ -269,14 +279,14 @@ def test_what_stays_in_the_cache_is_cheaper_by_its_way_out_and_back(monkeypatch)
     nodes, shapes = everything(np.random.default_rng(0), 16, 14, 3, 2, None, separable=False)
     network = graph.Graph(nodes, {"x": (2, 3, 14, 14), **shapes}, "x", "y")
     passes.fuse_depthwise(network)
-    costs, totals = layout.Costs(network, machine, False, 0.0), []
+    costs, totals = cost.CostModel(network, machine), []
     for most in (0, 10**9):
-        monkeypatch.setattr(layout, "WIDE_BYTES", (most, most))
-        totals.append(costs.total({name for name, (_, lanes) in costs.nodes.items() if lanes is not None}))
-    np.testing.assert_allclose(totals[1] - totals[0], layout.LEAVES * np.prod(shapes["e"]))
+        monkeypatch.setattr(fusion, "WIDE", (most, most))
+        totals.append(layout.total(costs, {name for name, (_, nchwc) in costs.nodes.items() if nchwc is not None}))
+    np.testing.assert_allclose(totals[1] - totals[0], 8 / machine.core.l3_rate * np.prod(shapes["e"]))
 
 
-def test_few_channels_slide_in_planes():
+def test_few_channels_slide_in_nchw():
     """A depthwise convolution of fewer channels than a vector has lanes, in front of a pointwise one of many."""
     rng = np.random.default_rng(0)
     x, taps = rng.standard_normal((1, 5, 9, 9)).astype(np.float32), rng.standard_normal((5, 3, 3)).astype(np.float32)
@@ -338,13 +348,13 @@ def test_blocks_are_found_in_the_weights():
     rng = np.random.default_rng(0)
     for block in blocks.SIZES:
         weight = block_weight(rng, 64, 50, (1, 1), block, 0.5, False)
-        pattern = blocks.find_blocks(weight)
+        pattern = blocks.find_pattern(weight)
         assert pattern.block == block
         assert pattern.density == pytest.approx(np.count_nonzero(weight) / weight.size)
-    assert blocks.find_blocks(np.ones((10, 3, 1, 1))).density == 1.0  # dense, with a short last group
-    assert blocks.find_blocks(np.zeros((10, 3, 1, 1))).density == 0.0
+    assert blocks.find_pattern(np.ones((10, 3, 1, 1))).density == 1.0  # dense, with a short last group
+    assert blocks.find_pattern(np.zeros((10, 3, 1, 1))).density == 0.0
     short = block_weight(rng, 18, 100, (1, 1), 4, 0.5, False)
-    assert blocks.find_blocks(short).block == 4
+    assert blocks.find_pattern(short).block == 4
 
 
 def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
@@ -352,7 +362,7 @@ def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
     alive[:, :3] = True  # three positions that all filters keep,
     alive[np.arange(64), np.random.default_rng(0).integers(3, 9, 64)] = True  # and one that each has for itself
     weight = np.broadcast_to(alive.reshape(64, 1, 3, 3), (64, 64, 3, 3)).astype(np.float32)
-    whole = blocks.find_blocks(weight)
+    whole = blocks.find_pattern(weight)
     assert whole.block < 4
     found = blocks.with_covers(whole, weight)
     assert [pattern.block for pattern in found[1:]] == [32, 16, 8, 4]
@@ -361,9 +371,9 @@ def test_scattered_zeros_are_covered_by_larger_blocks_where_that_pays():
         assert not weight.reshape(64, -1)[dropped].any()
     node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(64, np.float32), pad=(1, 1))
     network = graph.Graph([node], {"x": (1, 64, 16, 16), "y": (1, 64, 16, 16)}, "x", "y")
-    arranged = layout.arrange(network, targets.find_machine(), dense=False, least_sparsity=0.0)
-    assert arranged.choices["y"].sparse
-    assert arranged.patterns["y"].block >= 4
+    plan = layout.make_plan(cost.CostModel(network, targets.find_machine()))
+    assert plan.schedules["y"].sparse
+    assert plan.patterns["y"].block >= 4
     x = np.random.default_rng(1).standard_normal((1, 64, 16, 16)).astype(np.float32)
     close(run_nodes([node], {"y": (1, 64, 16, 16)}, x), run_nodes([node], {"y": (1, 64, 16, 16)}, x, dense=True))
 
@@ -373,11 +383,12 @@ def test_packing_keeps_every_weight_once():
     weight = block_weight(rng, 10, 13, (3, 3), 4, 0.4, True)
     node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(10))
     pattern = blocks.Pattern(4, blocks.keep_blocks(weight, 4))
-    packed = blocks.pack(node, pattern, schedule.Choice("pixel", True, 4, 1, 2, 0.0), np.arange(13 * 9))
+    schedule = family.Schedule(NCHWPixelConv, sparse=True, group=4, tile=1, unroll=2)
+    _, (kept, offset, pointer, _) = product.pack(node, pattern, schedule, np.arange(13 * 9))
     back = np.zeros((12, 13 * 9), np.float32)
     for g in range(3):
-        for step in range(packed.pointer[g] * 2, packed.pointer[g + 1] * 2):
-            back[4 * g : 4 * g + 4, packed.offset[step]] += packed.weight.reshape(-1, 4)[step]
+        for step in range(pointer[g] * 2, pointer[g + 1] * 2):
+            back[4 * g : 4 * g + 4, offset[step]] += kept.reshape(-1, 4)[step]
     np.testing.assert_array_equal(back[:10], weight.reshape(10, -1))
 
 
@@ -538,7 +549,7 @@ def test_a_saved_library_runs_without_this_repository(tmp_path):
     images = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
     np.testing.assert_array_equal(deploy.load(tmp_path / "out").run(images), library.run(images))
     np.save(tmp_path / "images.npy", images)
-    example = deploy.library.__doc__.split("\n\n")[2:4]
+    example = deploy.runtime.library.__doc__.split("\n\n")[2:4]
     program = "\n".join(line[4:] for part in example for line in part.splitlines())
     program = program.replace('"deploy/', '"out/').replace("images = np.zeros", 'images = np.load("images.npy") #')
     program = program.replace(".argmax(1)", ".tolist()")
@@ -643,6 +654,6 @@ def test_other_processors_are_compiled_for(tmp_path):
 
 def test_deploy_needs_no_torch():
     program = (
-        "import sys; sys.modules['torch'] = None; import deploy, deploy.lower, model_tune"  # None: importing it fails
+        "import sys; sys.modules['torch'] = None; import deploy, deploy.codegen.program, model_tune"  # None: fails
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False).returncode == 0

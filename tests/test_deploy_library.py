@@ -21,7 +21,11 @@ from test_deploy import OTHER, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
-from deploy import clock, library, measure, passes, reader, remote, targets
+from deploy import targets
+from deploy.codegen import build
+from deploy.onnx import passes, reader
+from deploy.runtime import remote
+from deploy.tuning import clock, measure
 
 
 def tune(path: Path, *words: str) -> int:
@@ -38,8 +42,8 @@ def test_weights_are_stored_once_and_aligned(tmp_path):
     data, rows = (tmp_path / "out" / "weights.bin").read_bytes(), made.info["weights"]
     ends = [0, *(end for _, _, end in rows)]
     for end, (_, start, _) in zip(ends, rows, strict=False):
-        assert start % library.ALIGNMENT == 0
-        assert end <= start < end + library.ALIGNMENT
+        assert start % build.ALIGNMENT == 0
+        assert end <= start < end + build.ALIGNMENT
     stored = [(kind, data[start:end]) for kind, start, end in rows]
     assert len(set(stored)) == len(stored)
     code = (tmp_path / "out" / "lib.so").read_bytes()

@@ -1,14 +1,16 @@
-"""deploy/reader.py and operators.py: what ONNX files may contain, and small versions of torchvision's families."""
+"""deploy/onnx/: what ONNX files may contain, and small versions of torchvision's families."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("tvm")
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper, save
+from onnx.reference import ReferenceEvaluator
 from test_deploy import agrees, onnx_file
 
-from deploy import passes, reader
+import deploy
+from deploy.onnx import passes, reader
 
 n = helper.make_node
 
@@ -105,3 +107,45 @@ def test_families_equal_onnx_runtime(tmp_path, family):
     image = torch.randn(1, 192 if family == "googlenet" else 3, 33, 40)
     torch.onnx.export(network, (image,), str(path), dynamo=True, external_data=False, verbose=False)
     agrees(path)
+
+
+W = {"w": np.random.default_rng(0).standard_normal((6, 6, 1, 1)).astype(np.float32)}
+OLD = {  # what later opsets write otherwise: nodes, and the opsets to try
+    "clip": ([n("Clip", ["c"], ["y"], min=-0.5, max=1.0)], (6, 10)),
+    "mean": ([n("ReduceMean", ["c"], ["y"], axes=[2, 3])], (7, 13)),
+    "squeeze": ([n("GlobalAveragePool", ["c"], ["m"]), n("Squeeze", ["m"], ["y"], axes=[2, 3])], (7, 11)),
+    "split": ([n("Split", ["c"], ["y", "z"], axis=1, split=[2, 4])], (7, 11)),
+    "slice": ([n("Slice", ["c"], ["y"], axes=[2], starts=[1], ends=[3])], (7, 9)),
+    "pad": ([n("Pad", ["c"], ["y"], pads=[0, 0, 1, 1, 0, 0, 1, 1], value=0.5)], (7, 10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "opset"), [(kind, opset) for kind, (_, opsets) in OLD.items() for opset in opsets])
+def test_old_opsets_mean_what_they_meant(tmp_path, kind, opset):
+    """An attribute that became an input, or a default that changed, would be overlooked in silence."""
+    nodes, _ = OLD[kind]
+    made = helper.make_graph(
+        [n("Conv", ["x", "w"], ["c"]), *nodes], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (2 if kind == "squeeze" else 4))],
+        [numpy_helper.from_array(W["w"], "w")],
+    )  # fmt: skip
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    save(model, tmp_path / "m.onnx")
+    found = deploy.compile_onnx(tmp_path / "m.onnx", threads=1).run(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_functions_of_the_file_are_inlined(tmp_path):
+    body = [n("Conv", ["a", "w"], ["c"]), n("Relu", ["c"], ["b"])]
+    opset = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    block = helper.make_function("own", "Block", ["a", "w"], ["b"], body, opset[:1])
+    made = helper.make_graph(
+        [n("Block", ["x", "w"], ["h"], domain="own"), n("Block", ["h", "w"], ["y"], domain="own")], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)], [numpy_helper.from_array(W["w"], "w")],
+    )  # fmt: skip
+    save(helper.make_model(made, opset_imports=opset, functions=[block], ir_version=9), tmp_path / "m.onnx")
+    agrees(tmp_path / "m.onnx")

@@ -1,4 +1,4 @@
-"""deploy/tune.py: what is measured decides, is measured once, and is kept; the slower library is never saved."""
+"""deploy/tuning/tune.py: what is measured decides, is measured once, and is kept; the slower library is never saved."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,11 @@ from test_deploy import OTHER, agrees, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
-from deploy import clock, graph, layout, lower, measure, passes, reader, report, targets, tune
+from deploy import report, targets
+from deploy.codegen import program
+from deploy.onnx import graph, passes, reader
+from deploy.plan import cost, layout
+from deploy.tuning import clock, measure, tune
 
 
 def network_file(path: Path) -> Path:
@@ -47,7 +51,7 @@ def unmeasured(*_):
 
 
 def test_a_tuned_library_is_equal_and_nothing_is_measured_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "RIVALS", 1)
+    monkeypatch.setattr(tune, "CANDIDATES", 1)
     path, file = network_file(tmp_path / "m.onnx"), tmp_path / "tuned.json"
     first = agrees(path, tune=file)
     kept = json.loads(file.read_text())
@@ -64,24 +68,25 @@ def test_what_stands_around_a_layer_is_not_counted(tmp_path, monkeypatch):
     node = next(node for node in network.nodes if node.name == "narrow")
     asked = []
 
-    def program(*arguments):
-        module, layers = real(*arguments)
-        assert [name for name, _ in lower.calls(module)] == ["move_0", "turn_1", "turn_2", "lane_gemm_3", "turn_4"]
-        return module, layers
+    def make_program(*arguments):
+        made = real(*arguments)
+        names = ["slice_pad_0", "reorder_1", "reorder_2", "nchwc_conv_3", "reorder_4"]
+        assert [name for _, name, _ in made.calls()] == names
+        return made
 
     def seconds(module, calls, *_):
         asked.append([name for name, _ in calls])
-        assert [v.name_hint for v in module.functions] == ["lane_gemm_3"]
+        assert [v.name_hint for v in module.functions] == ["nchwc_conv_3"]
         return [8e-3]
 
-    _, choice, pattern = layout.Costs(network, machine, False, 0.0).conv(node, True)
-    real = lower.program
-    monkeypatch.setattr(lower, "program", program)
+    best, real = cost.CostModel(network, machine).best(node, True), program.make_program
+    monkeypatch.setattr(tune, "make_program", make_program)
     monkeypatch.setattr(clock, "seconds", seconds)
-    monkeypatch.setattr(clock, "peak_gflops", lambda *_: 3 * 2 * machine.lanes * machine.multiply_adds)  # at 3 GHz
-    tuner = tune.Tuner(tmp_path / "tuned.json", machine)
-    assert tuner.cycles(network, node, True, choice, pattern) == pytest.approx(8e6 * 3)
-    assert asked == [["lane_gemm_3"]]
+    peak = 3 * 2 * machine.lanes * machine.core.multiply_adds  # at 3 GHz
+    monkeypatch.setattr(clock, "peak_gflops", lambda *_: peak)
+    times = tune.Times(tmp_path / "tuned.json", machine)
+    assert times.cycles(network, node, best.schedule, best.pattern) == pytest.approx(8e6 * 3)
+    assert asked == [["nchwc_conv_3"]]
 
 
 def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
@@ -96,7 +101,7 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
             return float(sum(counts))
 
         monkeypatch.setattr(tune, "milliseconds", milliseconds)
-        return layout.arrange(network_of(path), machine, False, 0.0, tune.Tuner(file, machine))
+        return layout.make_plan(tune.MeasuredCostModel(tune.Times(file, machine), network_of(path), machine))
 
     with pytest.raises(KeyboardInterrupt):
         arrange(0)
@@ -105,42 +110,50 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     decided = arrange(1)
     assert json.loads(file.read_text())["times_ms"].items() >= begun.items()
     assert len(json.loads(file.read_text())["times_ms"]) == sum(counts) > 20
-    assert arrange(2).choices == decided.choices
+    assert arrange(2).schedules == decided.schedules
 
 
 def test_the_fastest_candidate_is_taken_whichever_it_is(tmp_path, monkeypatch):
-    """Sparse and dense ones, in planes and in lanes: the rule has no say once it has named them."""
+    """Sparse and dense ones, in NCHW and in NCHWc: the rule has no say once it has named them."""
     rng, machine = np.random.default_rng(0), targets.find_machine()
     weight = block_weight(rng, 32, 48, (1, 1), 32, 0.5, False)
     node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(32, np.float32))
     network = graph.Graph([node], {"x": (1, 48, 8, 8), "y": (1, 32, 8, 8)}, "x", "y")
     asked, fastest = [], None
 
-    def milliseconds(graph, machine, arranged, place):
-        asked.append((bool(arranged.lanes), arranged.choices["y"]))
+    def milliseconds(graph, machine, plan, place):
+        asked.append(plan.schedules["y"])
         return 0.001 if asked[-1] == fastest else 1.0
 
-    def arrange(file: str) -> layout.Layout:
-        return layout.arrange(network, machine, False, 0.0, tune.Tuner(tmp_path / file, machine))
+    def arrange(file: str) -> layout.Plan:
+        return layout.make_plan(tune.MeasuredCostModel(tune.Times(tmp_path / file, machine), network, machine))
 
     monkeypatch.setattr(tune, "milliseconds", milliseconds)
     arrange("all.json")
     every = list(asked)
-    assert {(lanes, choice.sparse) for lanes, choice in every} == {(a, b) for a in (False, True) for b in (False, True)}
+    kinds = {(schedule.family.nchwc, schedule.sparse) for schedule in every}
+    assert kinds == {(a, b) for a in (False, True) for b in (False, True)}
     for number, fastest in enumerate(every):
-        arranged = arrange(f"{number}.json")
-        assert (bool(arranged.lanes), arranged.choices["y"]) == fastest
+        assert arrange(f"{number}.json").schedules["y"] == fastest
 
 
 def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
     network, file = str(small_file(tmp_path / "m.onnx")), tmp_path / "tuned.json"
     target = str(targets.find_machine().target)
-    good = {"target": target, "threads": 1, "cpu": "another one", "gigahertz": 3.0, "times_ms": {}}
+    good = {
+        "version": tune.VERSION,
+        "target": target,
+        "threads": 1,
+        "cpu": "another one",
+        "gigahertz": 3.0,
+        "times_ms": {},
+    }
     cases = [
         ("{", [], "is no file of measured kernels"),
         ("[1]", [], "is no file of measured kernels"),
         ('{"layers": []}', [], "is no file of measured kernels"),
         (json.dumps(good | {"times_ms": {"a": "b"}}), [], "is no file of measured kernels"),
+        (json.dumps(good | {"version": 1}), [], "was written by another version of --tune"),
         (json.dumps(good | {"threads": 7}), [], "was measured with threads 7, not 1"),
         (json.dumps(good | {"target": "z80"}), [], "was measured with target z80, not"),
         (json.dumps(good), [], "was measured on another processor (another one)"),
@@ -160,7 +173,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, capsys):
 def test_a_shipped_file_serves_where_nothing_can_be_measured(tmp_path, monkeypatch):
     path, file = small_file(tmp_path / "m.onnx"), tmp_path / "tuned.json"
     with monkeypatch.context() as there:
-        there.setattr(clock, "runs_here", lambda machine: True)
+        there.setattr(clock, "lacking", lambda requires: [])
         there.setattr(clock, "peak_gflops", lambda *_: 16.0)
         there.setattr(tune, "milliseconds", lambda *_: 1.0)
         deploy.compile_onnx(path, OTHER, threads=1, tune=file)

@@ -12,9 +12,11 @@ FLOOR = {
     **dict.fromkeys(("structure", "utils"), 1),
     "models": 2,
     **dict.fromkeys(("pruning", "data", "deploy"), 3),
-    **dict.fromkeys(("imagenet", "model_tune", "benchmarks", "configs", "raw_data_fig4"), 4),
+    "jobs": 4,
+    **dict.fromkeys(("imagenet", "model_tune", "benchmarks", "configs", "raw_data_fig4"), 5),
+    "docs": 6,
 }
-SCRIPTS = ("benchmarks", "configs", "raw_data_fig4")  # folders of programs that nothing imports
+SCRIPTS = ("benchmarks", "configs", "raw_data_fig4", "docs")  # folders of programs that nothing imports
 LATE = {
     "nvidia",
     "lmdb",

@@ -308,14 +308,12 @@ def test_records_that_are_no_picture_and_label_are_named_by_the_check(record, tm
 
 
 def test_too_few_pictures_for_a_step_or_the_processes_are_refused():
-    train, val = loaders("fake", size=8, batch=100)  # 256 and 128 pictures
+    train, _ = loaders("fake", size=8, batch=100)  # 256 and 128 pictures
     assert [train.left_over(batches) for batches in (1, 2)] == [56, 56]
     with pytest.raises(ValueError, match="256 pictures make 2 batches of 100, but a step of training takes 3"):
         train.left_over(3)
-    with pytest.raises(ValueError, match="100 pictures in a training batch do not go round 101 processes"):
-        train.share(0, 101)
-    val.share(0, 200)  # some have nothing to evaluate
-    few, _ = loaders("fake", size=8, batch=1000)
-    few.share(0, 3)
+    with pytest.raises(ValueError, match="100 pictures in a training batch: too few for 101 processes"):
+        loaders("fake", size=8, batch=100, world=101)
+    few, _ = loaders("fake", size=8, batch=1000, world=3)
     assert few.batch_size == 255  # of 256: all processes have equally many
     assert few.left_over() == 1

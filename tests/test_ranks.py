@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import data
-import imagenet
 import pruning
+from jobs.folder import resumable
 from utils import report
 from utils.average import statistics
 from utils.files import save_checkpoint
@@ -191,10 +191,10 @@ def test_processes_started_anew_go_on_from_the_last_checkpoint(tmp_path, monkeyp
     screen = report.screen(quiet=True)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert not restarted()
-    assert imagenet.resumable(options, screen)["epoch"] == 2
-    assert imagenet.resumable(dataclasses.replace(options, resume=None), screen) is None
+    assert resumable(options, screen)["epoch"] == 2
+    assert resumable(dataclasses.replace(options, resume=None), screen) is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     for resume in (options.resume, None, "last"):
-        assert imagenet.resumable(dataclasses.replace(options, resume=resume), screen)["epoch"] == 7
+        assert resumable(dataclasses.replace(options, resume=resume), screen)["epoch"] == 7
     last.unlink()
-    assert imagenet.resumable(options, screen)["epoch"] == 2
+    assert resumable(options, screen)["epoch"] == 2

@@ -26,6 +26,7 @@ from structure import Graph, fuse_batch_norm
 from utils.callbacks import Callback
 from utils.count import count
 from utils.export import export_onnx
+from utils.options import parse
 from utils.run import Run, fit
 
 CIFAR = ("resnet20", "resnet56", "resnet56_b", "vgg16_bn")
@@ -252,11 +253,72 @@ def test_costs_are_those_of_the_sliced_network(arch: str):
     )
 
 
+def published_macs(widths) -> np.ndarray:
+    """Multiply-adds of ResNet-56 by the published formula, for the inner widths (..., 27) of its blocks."""
+    widths = np.asarray(widths)
+    total, inputs = 3 * 16 * 9 * 32**2 + 64 * 10, 16
+    for block in range(27):
+        outputs, pixels = ((16, 32**2), (32, 16**2), (64, 8**2))[block // 9]
+        total = total + 9 * pixels * widths[..., block] * (inputs + outputs)
+        if inputs != outputs:
+            total += 2 * 2 * pixels * inputs * outputs  # a projection, taken for a 2x2 convolution
+        inputs = outputs
+    return total
+
+
+PUBLISHED_MACS = 126_534_272
+
+
+def test_costs_as_published():
+    """Catches another count than the published one, also where it is taken of a network that is narrower already."""
+    network, image = models.create_model("resnet56_b", 10), torch.zeros(1, 3, 32, 32)
+    method = pruning.create_method("resrep", fidelity="reference")
+    method.attach(network)
+    costs = Costs(network, method.targets, image, published=True)
+    assert costs.total == published_macs(costs.dense) == PUBLISHED_MACS
+    living = scramble(method, network)
+    method.finish(network)
+    later = Costs(network, method.targets, image, published=True)
+    widths = [living[target.name] for target in method.targets]
+    assert later(widths) == costs(widths) == published_macs(widths)
+    assert later.total == PUBLISHED_MACS
+
+
+def test_every_selection_on_resnet56_is_the_published_one():
+    """Catches a difference in cost, in who is looked at, and in masks that the published code leaves as they were."""
+    network = models.create_model("resnet56_b", 10)
+    asked = {"flops_target": 0.471, "before_mask_iters": 0, "mask_interval": 1, "begin_granularity": 60}
+    method = pruning.create_method("resrep", fidelity="reference", lasso_strength=0.0, num_at_least=2, **asked)
+    run = training_run(network, method)
+    run.loader.epoch, run.iteration = 0, 0
+    method.costs = Costs(network, method.targets, torch.zeros(1, 3, 32, 32), published=True)
+    rng, masks = np.random.default_rng(0), [np.ones(width) for width in method.costs.dense]
+    for _ in range(20):
+        with torch.no_grad():
+            for target in method.targets:
+                (compactor,) = target.compactors(network)
+                shrinking = rng.random(compactor.out_channels) * rng.choice([0.1, 1.0, 3.0])
+                compactor.weight.copy_(torch.diag(torch.from_numpy(shrinking)).view_as(compactor.weight))
+        run.iteration += 1
+        norms = [norm.clone() for norm in method.norms(network)]
+        method.after_update(run)
+        masked = [(layer, int(channel)) for layer, mask in enumerate(masks) for channel in np.flatnonzero(mask == 0)]
+        chosen = published_selection(norms, masked, published_macs, 0.471, 60, 2, literal=True)
+        for layer in {layer for layer, _ in chosen}:
+            masks[layer] = np.array([float((layer, channel) not in chosen) for channel in range(len(masks[layer]))])
+        ours = method.masks(network)
+        assert all(np.array_equal(mine.numpy(), theirs) for mine, theirs in zip(ours, masks, strict=True))
+    assert published_macs([mask.sum() for mask in masks]) <= 0.471 * PUBLISHED_MACS, "the target was reached"
+
+
 # --- selection --------------------------------------------------------------------------------------------------------
 
 
-def published_selection(norms, masked, macs, target, granularity, at_least):
-    """The published procedure, step by step: a set of (layer, channel); `macs` maps widths to multiply-adds."""
+def published_selection(norms, masked, macs, target, granularity, at_least, literal):
+    """The published procedure, step by step: a set of (layer, channel); `macs` maps widths to multiply-adds.
+
+    The published code asks whether it has reached its limit only after it has taken a channel (`literal`).
+    """
     origin = [len(norm) for norm in norms]
     entries = [(float(value), layer, channel) for layer, norm in enumerate(norms) for channel, value in enumerate(norm)]
     entries.sort(key=lambda entry: entry[0])
@@ -266,12 +328,14 @@ def published_selection(norms, masked, macs, target, granularity, at_least):
     limit = len(masked) + granularity if macs(current) > target * macs(origin) else float("inf")
     attempt, chosen = list(origin), set()
     for index, (_, layer, channel) in enumerate(entries):
-        if macs(attempt) <= target * macs(origin) or index >= limit:
+        if macs(attempt) <= target * macs(origin) or (index >= limit and not literal):
             break
         if attempt[layer] <= at_least:
             continue
         attempt[layer] -= 1
         chosen.add((layer, channel))
+        if literal and index + 1 >= limit:
+            break
     return chosen
 
 
@@ -298,17 +362,18 @@ class ChainCosts:
     st.integers(1, 5),
     st.integers(1, 3),
     st.integers(0, 12),
+    st.booleans(),
     st.randoms(),
 )
-def test_selection_is_the_published_one(values, goal, granularity, at_least, already, random):
+def test_selection_is_the_published_one(values, goal, granularity, at_least, already, literal, random):
     norms = [torch.tensor(layer).float() for layer in values]  # many ties
     costs = ChainCosts([len(norm) for norm in norms])
     places = [(layer, channel) for layer, norm in enumerate(norms) for channel in range(1, len(norm))]
     masked = random.sample(places, min(already, len(places)))
     counts = [sum(layer == number for layer, _ in masked) for number in range(len(norms))]
-    masks = select(norms, counts, costs, goal, granularity, at_least)
+    masks = select(norms, counts, costs, goal, granularity, at_least, literal)
     chosen = {(layer, int(channel)) for layer, mask in enumerate(masks) for channel in (mask == 0).nonzero()}
-    assert chosen == published_selection(norms, masked, costs, goal, granularity, at_least)
+    assert chosen == published_selection(norms, masked, costs, goal, granularity, at_least, literal)
 
 
 def test_selection_by_hand():
@@ -376,6 +441,10 @@ def test_mistakes_are_told():
     ):
         with pytest.raises(ValueError, match=f"--{option} {value}: "):
             pruning.create_method("resrep", **{option: value})
+    with pytest.raises(ValueError, match="--optimizer adam: ResRep needs sgd"):
+        imagenet.create_method(parse(["--method", "resrep", "--optimizer", "adam"]))
+    with pytest.raises(ValueError, match="--round_to 8: not published, so not with --fidelity reference"):
+        pruning.create_method("resrep", fidelity="reference", round_to=8)
     with pytest.raises(ValueError, match="Sequential has no layer whose channels ResRep could prune"):
         pruning.create_method("resrep").check(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)))
 

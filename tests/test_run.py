@@ -16,6 +16,7 @@ from PIL import Image
 
 import imagenet
 import models
+import pruning
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
@@ -150,6 +151,44 @@ def test_a_new_run_moves_the_old_checkpoints_aside(dense: Path, tmp_path):
     before = (tmp_path / "checkpoint" / "last.pt").read_bytes()
     imagenet.main([*arguments, "--seed", "1"])
     assert (tmp_path / "checkpoint.1" / "last.pt").read_bytes() == before
+
+
+def test_a_failed_start_leaves_an_earlier_run_as_it_is(dense: Path, tmp_path):
+    arguments = [*DIGITS, "--num_epochs", "0", "--job_dir", str(tmp_path)]
+    imagenet.main([*arguments, "--method", "dense"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path.parent / "wrong.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"wrong\.pt"):
+        imagenet.main([*arguments, *BLOCKS, "--pretrained_model", str(tmp_path.parent / "wrong.pt")])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_finished_network_is_written_before_a_proof_can_fail(tmp_path, monkeypatch):
+    def shrink(network):
+        raise ValueError("shrink changed the network's outputs")
+
+    monkeypatch.setitem(pruning.__dict__, "shrink", shrink)
+    arguments = ["--method", "imp", "--layer_type", "filter", "--k", "0.5", "--num_epochs", "0", "--shrink"]
+    with pytest.raises(ValueError, match="shrink changed"):
+        imagenet.main([*DIGITS, *arguments, "--job_dir", str(tmp_path)])
+    final = torch.load(tmp_path / "checkpoint" / "final.pt")
+    assert final["kept"]["layer1.0.conv1"]["sparsity"] == 0.5
+
+
+def test_a_score_of_the_data_sees_as_many_pictures_as_asked(dense: Path, tmp_path):
+    """Taylor's masks need a gradient: they differ from L1's, and with the pictures."""
+    start = ["--pretrained_model", str(dense / "checkpoint" / "final.pt"), "--num_epochs", "0"]
+    masks = {}
+    for name, own in {
+        "l1": [],
+        "taylor": ["--score", "taylor"],
+        "fewer": ["--score", "taylor", "--calibration", "8"],
+    }.items():
+        imagenet.main([*DIGITS, "--method", "filter", *start, *own, "--job_dir", str(tmp_path / name)])
+        state = torch.load(tmp_path / name / "checkpoint" / "last.pt")["state_dict"]
+        masks[name] = torch.cat([tensor.flatten() for key, tensor in state.items() if key.endswith(".mask")])
+    assert not torch.equal(masks["taylor"], masks["l1"])
+    assert not torch.equal(masks["taylor"], masks["fewer"])
 
 
 def test_resume_refuses_another_run(pruned: Path):

@@ -15,11 +15,12 @@ import data
 import imagenet
 import models
 import pruning
+from benchmarks.published_cost import published_cost
 from pruning.method import relative_error
 from pruning.order import order_by_shape
 from pruning.stripe import Stripe, stripe_layers
 from structure import Constant, Graph
-from utils.count import beside, count, published_cost, totals
+from utils.count import beside, count, totals
 from utils.loss import Loss
 from utils.run import Run, fit
 
@@ -76,12 +77,13 @@ def test_published_network_thresholded_and_broken():
 
 @pytest.mark.parametrize(
     ("arch", "flops", "parameters", "skeletons"),
-    [("resnet56_projection", 252.59, 855_770, 18_384), ("vgg16_bn", 627.36, 14_724_042, 38_016)],
+    [("resnet56_projection", 252_585_226, 855_770, 18_384), ("vgg16_bn", 627_358_218, 14_724_042, 38_016)],
 )
-def test_published_accounting_of_dense_networks(arch: str, flops: float, parameters: int, skeletons: int):
+def test_published_accounting_of_dense_networks(arch: str, flops: int, parameters: int, skeletons: int):
     network = models.create_model(arch, 10)
     cost = published_cost(network, IMAGES[:1])
-    assert (round(cost.flops / 1e6, 2), cost.parameters) == (flops, parameters)
+    assert (cost.flops, cost.parameters) == (flops, parameters)
+    assert all(module.training for module in network.modules()), "counting leaves the network as it was"
     pruning.create_method("stripe").attach(network)
     assert sum(p.numel() for p in network.parameters()) == parameters + skeletons
 
@@ -146,12 +148,52 @@ def test_published_pruned_file_of_resnet_with_removed_blocks_loads(tmp_path):
     assert relative_error(logits(loaded), logits(network)) < 1e-5
 
 
-def test_published_unpruned_file_loads_with_skeletons_folded(tmp_path):
-    network, _ = attached("resnet56_projection")
+@pytest.mark.parametrize("arch", ["vgg16_bn", "resnet56_projection"])
+def test_published_unpruned_file_loads_as_the_publication_prunes_it(arch: str, tmp_path):
+    """Catches scales below the threshold that stay, filters and branches without stripes, and projections pruned."""
+    network, method = attached(arch, threshold=GOLDEN["threshold"])
+    if arch == "resnet56_projection":
+        kill(network, "layer1.2.conv1", "layer2.0.conv2")
     torch.save(network.state_dict(), tmp_path / "best.pth.tar")
-    loaded = models.create_model("resnet56_projection", 10)
-    models.load_checkpoint(loaded, tmp_path / "best.pth.tar")
+    loaded = models.create_model(arch, 10)
+    with pytest.warns(UserWarning, match=r"stripes whose scale is 0\.3 or less are removed, as published"):
+        models.load_checkpoint(loaded, tmp_path / "best.pth.tar", threshold=GOLDEN["threshold"])
+    method.settle(network)
     assert relative_error(logits(loaded), logits(network)) < 1e-5
+    cost = published_cost(loaded, IMAGES[:1], skeletons=True)
+    if arch == "vgg16_bn":
+        assert cost.parameters == GOLDEN["parameters_after_breaking_with_skeletons"]
+        return
+    torch.save(broken_as_published(network), tmp_path / "pruned.pth.tar")
+    stored = torch.load(tmp_path / "pruned.pth.tar")
+    counted = [t for key, t in stored.items() if "running" not in key and "tracked" not in key]
+    assert cost.parameters == sum(tensor.numel() for tensor in counted), "what the publication's file holds"
+
+
+def test_scales_of_our_own_files_are_only_folded(tmp_path):
+    """Catches the publication's threshold where ours has decided already, or is another."""
+    network, _ = attached("resnet56_projection")
+    file = {"state_dict": network.state_dict(), "arch": network.arch, "widths": models.widths(network)}
+    torch.save(file, tmp_path / "last.pt")
+    loaded = models.create_model("resnet56_projection", 10)
+    models.load_checkpoint(loaded, tmp_path / "last.pt")
+    assert relative_error(logits(loaded), logits(network)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("features.9.FilterSkeleton", (8, 3, 3), "unexpected features.9.FilterSkeleton"),
+        ("features.3.FilterSkeleton", (64,), "unexpected features.3.FilterSkeleton"),
+        ("features.1.weight", (63,), r"features.1.weight is \(63,\) in the file, \(64,\) in the network"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(name: str, shape: tuple[int, ...], told: str, tmp_path):
+    """Catches an error from inside where a line should say which tensor is wrong."""
+    network, _ = attached("vgg16_bn")
+    torch.save(network.state_dict() | {name: torch.ones(shape)}, tmp_path / "best.pth.tar")
+    with pytest.raises(ValueError, match=told):
+        models.load_checkpoint(models.create_model("vgg16_bn", 10), tmp_path / "best.pth.tar")
 
 
 # --- breaking ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
 """Options, schedules, files, counts and reports."""
 
-import dataclasses
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,107 +16,14 @@ from utils.callbacks import Callback, Record
 from utils.count import count, totals
 from utils.files import atomic, save_checkpoint, sweep
 from utils.loss import Loss
-from utils.options import MARK, Options, parse, parser, table
+from utils.options import Options
 from utils.ranks import Ranks
-from utils.run import Meter, Run, fit, learning_rate
-
-# Freezing the command line: a flag is added on purpose.
-FLAGS = """
---arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
---conv_type --method --N --pr_target --rearrange --no-rearrange --rearrange_by --full --no-full --blocks --balanced
---no-balanced --budget --max_rate --rates --schedule --schedule_end --schedule_every
---sr --threshold --pr_unit --freeze_weights
---flops_target --tied_groups --no-tied_groups --lasso_strength --before_mask_iters --mask_interval --begin_granularity
---num_at_least --compactor_momentum --decay_compactors --no-decay_compactors --bias_lr_factor --conversion_threshold
---round_to --mask_end
---pretrained_model --pretrain_model --evaluate --pruned_model --resume --export_onnx --no-export_onnx
---num_epochs --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum
---nesterov --no-nesterov --weight_decay --amp --no-amp --label_smoothing --label-smoothing -h --help
---lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --no-debug --accumulate --compile --no-compile --ema
---distill --temperature --use_dali --no-use_dali --check_data --no-check_data
---layer_type --k --exp_mode --score_init --mask_lr --mask_lr_policy --mask_lr_schedule --lr2 --accelerate
---no-accelerate --shrink --no-shrink --fidelity --rounds --rewind --no-rewind
-"""
-
-
-def test_the_command_line_is_frozen():
-    assert set(parser()._option_string_actions) == set(FLAGS.split())
-
-
-def test_the_readme_lists_the_options():
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-    assert readme.split(MARK)[1].strip() == table().strip(), "python -m utils.options writes it"
-
-
-def test_command_line_wins_over_yaml_over_defaults(tmp_path):
-    recipe = tmp_path / "recipe.yml"
-    recipe.write_text("# a comment\nN: 8\npr_target: 0.75\nrearrange: true\nlr: 1\ngpus: 0\n")
-    options = parse(["--config", str(recipe), "--N", "4", "--no-rearrange"])
-    assert (options.N, options.pr_target, options.rearrange, options.lr, options.gpus) == (4, 0.75, False, 1.0, [0])
-    assert options.arch == Options().arch
-
-
-def test_both_spellings_mean_the_same(tmp_path):
-    path = str(tmp_path)
-    assert parse(["--pretrain_model", path]).pretrained_model == parse(["--pretrained_model", path]).pretrained_model
-    assert parse(["--lr_type", "step"]).lr_policy == "step"
-    assert parse(["--label-smoothing", "0.1"]).label_smoothing == 0.1
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--N", "four"], "--N: invalid int value: 'four'"),
-        (["--optimizer", "lbfgs"], "invalid choice: 'lbfgs'"),
-        (["--num_epochs", "-1"], "--num_epochs -1: must be 0 or more"),
-        (["--train_batch_size", "0"], "--train_batch_size 0"),
-        (["--evaluate", "nowhere.pt"], "--evaluate nowhere.pt: must be an existing path"),
-        (["--num_epochs", "3", "--warmup_length", "3"], "--warmup_length 3"),
-        (["--gpus", "1", "1"], "different GPUs"),
-        (["--distill", "0.5"], "--distill 0.5: must be 0 without --pretrained_model"),
-        (["--ema", "1.5"], "--ema 1.5: must be a decay"),
-        (["--bn_type", "LearnedBatchNorm"], "--bn_type had no effect in the published code"),
-        (["--test_only"], "--test_only had no effect .* use --evaluate"),
-        (["--config", "nowhere.yml"], "--config nowhere.yml: .*No such file"),
-        (["--arc", "resnet20"], "unrecognized arguments: --arc"),  # no guessing at flags
-    ],
-)
-def test_wrong_options_are_one_line(argv: list[str], message: str):
-    with pytest.raises(ValueError, match=message) as error:
-        parse(argv)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("blocksize: 4", "unknown key blocksize"),
-        ("N: [4", "recipe.yml: while parsing"),
-        ("- N", "not a mapping"),
-        ("N: four", "N: 'four' is not a int"),
-        ("N: 4.5", "N: 4.5 is not a int"),
-        ("rearrange: 1", "rearrange: 1 is not a bool"),
-        ("optimizer: lbfgs", "'lbfgs' is not one of sgd, adam"),
-        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
-    ],
-)
-def test_wrong_recipes_are_one_line(content: str, message: str, tmp_path):
-    recipe = tmp_path / "recipe.yml"
-    recipe.write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
-        parse(["--config", str(recipe)])
-    assert "\n" not in str(error.value)
-
-
-def test_every_option_has_help_and_survives_json():
-    assert all(field.metadata["help"] for field in dataclasses.fields(Options))
-    assert json.loads(json.dumps(Options().to_json()))["job_dir"] == "experiments"
+from utils.run import Meter, Run, fit
 
 
 def test_published_learning_rates():
     def cos(epoch, step):
-        return learning_rate(Options(), epoch, step, 5005)
+        return Options().schedule()(epoch, step, 5005)
 
     assert cos(0, 0) == pytest.approx(3.99e-7, rel=2e-3)
     assert cos(4, 5004) == pytest.approx(9.9992e-3, rel=1e-4)
@@ -126,9 +31,9 @@ def test_published_learning_rates():
     assert cos(90, 17) == pytest.approx(5.2243e-3, rel=1e-4)
     assert cos(179, 0) == pytest.approx(8.06e-7, rel=1e-3)
     for policy, epoch, expected in (("step", 85, 1e-3), ("exp", 10, 0.96**10), ("fixed", 100, 1.0)):
-        assert learning_rate(Options(lr=1.0, lr_policy=policy), epoch, 0, 10) == pytest.approx(expected)
-    options = Options(lr=1.0, lr_policy="step", lr_decay_step=[50, 100], lr_gamma=0.5)
-    assert [learning_rate(options, epoch, 0, 10) for epoch in (49, 50, 120)] == [1.0, 0.5, 0.25]
+        assert Options(lr=1.0, lr_policy=policy).schedule()(epoch, 0, 10) == pytest.approx(expected)
+    rate = Options(lr=1.0, lr_policy="step", lr_decay_step=[50, 100], lr_gamma=0.5).schedule()
+    assert [rate(epoch, 0, 10) for epoch in (49, 50, 120)] == [1.0, 0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -220,10 +125,6 @@ def test_report_tells_accuracy_costs_and_latency(tmp_path):
     text = (tmp_path / "summary.md").read_text()
     assert "| latency, TVM, block-sparse | 1.000 ms | 2.00 x (1 thread, batch 1) |" in text
     assert (tmp_path / "summary.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_job_dir_is_a_path():
-    assert isinstance(parse(["--job_dir", "here"]).job_dir, Path)
 
 
 def test_the_speed_of_training_leaves_evaluation_out(monkeypatch):

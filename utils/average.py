@@ -24,14 +24,21 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, decay: float):
-        self.live, self.decay = network, decay
+        self.live, self.decay, self.since = network, decay, 0
         self.copy = copy.deepcopy(network).requires_grad_(False)
         # Listed once: walking over the modules takes longer than updating a small network.
         self.averages, self.values = ([*part.parameters(), *statistics(part)] for part in (self.copy, network))
 
     @torch.no_grad()
+    def restart(self, updates: int) -> None:
+        """Forget what has been averaged: start from the weights as they are, after that many updates."""
+        self.since = updates
+        torch._foreach_copy_(self.averages, self.values)
+
+    @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Take in the weights after that many updates, 1 or more."""
+        """Take in the weights after that many updates of the network, of which 1 or more since the start."""
+        updates -= self.since
         decay = min(self.decay, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(self.averages, self.values, 1 - decay)
 

@@ -5,27 +5,42 @@ torch, so that `--help` and a mistyped flag are answered at once.
 """
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
+
+REQUIRED = dataclasses.MISSING  # the default of an option that must be given
 
 
 def option(
-    default, help: str, *spellings: str, within: str | None = None, choices: tuple[str, ...] | None = None, alone=None
+    default: object,
+    help: str,
+    *spellings: str,
+    within: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    alone: object = None,
+    read: Callable[[str], object] | None = None,
 ):
     """A field of an options class.
 
     Args:
+        default: its value where it is not given; `REQUIRED` if it must be.
+        help: one line for the user.
         spellings: further flags that mean the same.
         within: the interval of valid numbers as mathematics writes it: "[0, 1)", "(0, inf)".
         choices: the valid words.
         alone: the value of a flag that is given without one.
+        read: makes the value of a word of the command line, where the field's type alone does not say how.
     """
     metadata = {"help": help, "spellings": spellings, "within": within, "choices": choices, "alone": alone}
+    metadata["read"] = read
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    required = {"kw_only": True} if default is REQUIRED else {}  # else no field with a default could stand before it
+    return dataclasses.field(default=default, metadata=metadata, **required)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +52,46 @@ class Declared:
     """
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for field in options_of(type(self)):
             check(field, getattr(self, field.name))
+
+    def to_json(self) -> dict[str, object]:
+        """The values by name, paths as text."""
+        values = {field.name: getattr(self, field.name) for field in options_of(type(self))}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def options_of(cls: type) -> list[dataclasses.Field]:
+    """The fields of an options class that are options: those declared by `option`."""
+    return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+
+def sections_of(cls: type) -> dict[type, list[dataclasses.Field]]:
+    """The options of a class by the class that declares them: its bases are the groups in which a reader finds them."""
+    sections = {}
+    for field in options_of(cls):
+        owner = next(base for base in cls.__mro__ if field.name in inspect.get_annotations(base))
+        sections.setdefault(owner, []).append(field)
+    return {base: sections[base] for base in cls.__mro__ if base in sections}
+
+
+def flags_of(field: dataclasses.Field) -> list[str]:
+    """Every flag that sets the option; `--no_NAME` switches off what `--NAME` switches on."""
+    flags = [f"--{field.name}", *field.metadata["spellings"]]
+    return flags + [f"--no_{flag[2:]}" for flag in flags] if kind_of(field)[0] is bool else flags
+
+
+def default_of(field: dataclasses.Field) -> object:
+    """The value of an option that is not given; `REQUIRED` if it must be."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def default_in_words(field: dataclasses.Field) -> str:
+    """The default for a reader; empty where it is off, not set, or explained by the help."""
+    default = default_of(field)
+    if default is None or default is False or default is REQUIRED:
+        return ""
+    return "on" if default is True else " ".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
 def kind_of(field: dataclasses.Field) -> tuple[type, bool]:

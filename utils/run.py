@@ -12,31 +12,6 @@ from torch import Tensor, nn
 from utils.average import Average, statistics
 from utils.ranks import Ranks
 
-# Policy -> share of the peak rate in an epoch. As 1xN has it, only the warm-up is finer than epochs; ResRep's cosine
-# falls with every step: its epoch has a fraction.
-POLICIES = {
-    "cos": lambda o, e: 0.5 + 0.5 * math.cos(math.pi * (e - o.warmup_epochs) / (o.num_epochs - o.warmup_epochs)),
-    "cos_step": lambda o, e: POLICIES["cos"](o, e),
-    "step": lambda o, e: o.lr_gamma ** decays(o, e),
-    "exp": lambda o, e: 0.96**e,
-    "fixed": lambda o, e: 1.0,
-}
-
-
-def decays(options, epoch: int) -> int:
-    """How often the step policy has decayed: at the given epochs, or as published every 30 and once more at 80."""
-    if options.lr_decay_step:
-        return sum(epoch >= milestone for milestone in options.lr_decay_step)
-    return epoch // options.lr_decay_freq + (epoch >= 80)
-
-
-def learning_rate(options, epoch: int, step: int, steps: int) -> float:
-    """The rate of step `step` (of `steps`) of `epoch`, under the `Options` of a run."""
-    exact = epoch + step / steps if options.lr_policy == "cos_step" else epoch
-    rate = options.lr * POLICIES[options.lr_policy](options, exact)
-    warmup = options.warmup_epochs
-    return rate * (1 + step + epoch * steps) / (warmup * steps) if epoch < warmup else rate
-
 
 class Meter:
     """Loss and accuracy over pictures, summed on the device."""
@@ -122,7 +97,9 @@ class Run:
         """The loss of a batch; its figures go into the meter."""
         self._forwards += 1
         with self._exchange(), torch.autocast(self.loader.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(images).float()
+            logits = self.model(images)
+            if self.amp:
+                logits = logits.float()
             loss = self.loss(logits, labels, images)  # here, since a teacher computes under autocast, too
         self.meter.add(loss.detach(), logits.detach(), labels)
         self._last_loss = loss.detach().to("cpu", non_blocking=True)
@@ -199,6 +176,7 @@ class Run:
         return {
             "state_dict": (self.average.network() if self.average else self.network).state_dict(),
             "live": self.network.state_dict() if self.average else None,
+            "averaged_since": self.average.since if self.average else 0,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "loader": self.loader.state_dict(),
             "iteration": self.iteration,
@@ -215,6 +193,7 @@ class Run:
             self.network.load_state_dict(state["live" if self.average else "state_dict"])
             if self.average:
                 self.average.copy.load_state_dict(state["state_dict"])
+                self.average.since = state.get("averaged_since", 0)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.loader.load_state_dict(state["loader"])

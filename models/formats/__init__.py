@@ -11,6 +11,7 @@ The first row that recognises a file reads it. Then `own.read` folds what prunin
 
 import os
 import warnings
+from dataclasses import replace
 
 from torch import nn
 
@@ -26,7 +27,11 @@ FORMATS = {"bip": bip, "resrep": resrep, "stripe": stripe, "torchvision": torchv
 
 
 def load_checkpoint(
-    network: nn.Module, path: str | os.PathLike, classes: list[str] | None = None, fresh_classifier: bool = False
+    network: nn.Module,
+    path: str | os.PathLike,
+    classes: list[str] | None = None,
+    fresh_classifier: bool = False,
+    **facts: object,
 ) -> dict:
     """Fill `network` from the file, every tensor or none.
 
@@ -38,6 +43,7 @@ def load_checkpoint(
             classes must name these.
         fresh_classifier: where the file's network tells other classes apart, all but its classifier is taken, and the
             network's own one stays as it is.
+        facts: what is known about the file, where it does not say so itself: `threshold` of the scales of stripes.
 
     Returns:
         what the file says about itself (arch, epoch, best_prec1, kept, ...), and
@@ -52,6 +58,7 @@ def load_checkpoint(
         ValueError: the file cannot be read, or does not fit the network; then the network is unchanged.
     """
     content = unpack(read_checkpoint(path), path, network)
+    content = replace(content, facts=facts | content.facts)
     try:
         source = next((name for name, form in FORMATS.items() if form.recognise(content, network)), None)
         if source:

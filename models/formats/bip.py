@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from torch import nn
 
+from models import ALIASES
 from models.formats.content import Content, Names, has_names, renamed
+from models.formats.own import SCORES
 
-# BiP's names of networks -> ours. Their classifier is called `fc` there, and `linear` here.
-ALIASES = {f"resnet{depth}s": f"resnet{depth}" for depth in (20, 32, 44, 56)}
 UNUSED = "sub_block1."  # begins the names of tensors in wide ResNets that nothing is computed with
-NAMES: dict[str, Names] = {
+NAMES: dict[str, Names] = {  # a classifier that is called `linear` here is called `fc` there, and the other way round
     **dict.fromkeys(ALIASES.values(), ("fc.weight", (("fc", "linear"),))),
     **dict.fromkeys(
         ("resnet18_cifar", "resnet34_cifar", "resnet50_cifar"),
@@ -25,7 +25,9 @@ def recognise(content: Content, network: nn.Module) -> bool:
 
 
 def read(content: Content, network: nn.Module) -> Content:
-    tensors = {name: tensor for name, tensor in content.tensors.items() if not name.startswith(UNUSED)}
+    """Its scores stay, those of unused layers, too, since its code ranks these together with all others."""
+    unused = {name for name in content.tensors if name.startswith(UNUSED) and not name.endswith(SCORES)}
+    tensors = {name: tensor for name, tensor in content.tensors.items() if name not in unused}
     ours = renamed(replace(content, tensors=tensors), network, NAMES)
     # Its names of other networks mean ours of another: it calls resnet18_cifar resnet18.
     return replace(ours, arch=ours.arch or ALIASES.get(content.arch))

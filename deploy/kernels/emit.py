@@ -1,0 +1,157 @@
+"""The vocabulary of the kernels on TVM's IR builder: loads, stores and shuffles of whole vectors, loops, tasks.
+
+`lanes` is how many values a vector holds; with 1 it is a scalar.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from ..onnx.geometry import Layout
+from ..targets import Machine
+from .tiles import pieces
+
+
+def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable):
+    """A TVM function over flat buffers (name, length, dtype); `body` receives them and emits the loops."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_attr({"tirx.noalias": True})
+        body(*(T.arg(name, T.buffer((length,), dtype)) for name, length, dtype in buffers))
+    return builder.get()
+
+
+def tasks(machine: Machine, count: int, cycles: float):
+    """A loop over tasks that take `cycles` together, shared by the threads if that gains more than it costs."""
+    return (T.parallel if cycles > machine.core.fork_cycles and count > 1 else T.serial)(count)
+
+
+def load(buffer, at, lanes: int):
+    return buffer[at] if lanes == 1 else buffer[T.ramp(at, 1, lanes)]
+
+
+def store(buffer, at, value, lanes: int) -> None:
+    T.buffer_store(buffer, value, [at if lanes == 1 else T.ramp(at, 1, lanes)])
+
+
+def prefetch(buffer, at) -> None:
+    """Bring the cache line that holds buffer[at] near; it may lie behind the buffer's end."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[at]), 0, 3, 1))
+
+
+class Sums:
+    """Vectors that stay in registers, by their number.
+
+    Each is a buffer of its own. TVM puts small buffers on the stack, from where LLVM promotes them; for large ones, and
+    for all of scope "local", it calls its allocator whenever control comes by.
+    """
+
+    def __init__(self, count: int, lanes: int):
+        self.buffers = [T.alloc_buffer((lanes,), "float32") for _ in range(count)]
+        self.lanes = lanes
+
+    def __getitem__(self, index: int):
+        return load(self.buffers[index], 0, self.lanes)
+
+    def __setitem__(self, index: int, value) -> None:
+        store(self.buffers[index], 0, value, self.lanes)
+
+
+def splat(value, lanes: int):
+    """A vector of one value."""
+    value = T.float32(value) if isinstance(value, int | float) else value
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+@contextmanager
+def when(condition, needed: bool = True) -> Iterator[None]:
+    """What is emitted inside runs under the condition; always, where that is not needed."""
+    if not needed:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
+
+
+def pick(value, chosen: Sequence[int], lanes: int):
+    """The `chosen` lanes of a vector, in that order."""
+    chosen = list(chosen)
+    if chosen == list(range(lanes)):
+        return value
+    if lanes == 1:
+        return splat(value, len(chosen))
+    return T.Shuffle([value] * -(-len(chosen) // lanes), chosen)  # a shuffle may not be wider than what it is given
+
+
+def transpose(vectors: list, lanes: int) -> list:
+    """`lanes` vectors of len(vectors) lanes, out of len(vectors) vectors of `lanes` lanes; both are powers of two.
+
+    Interleaving the first half of the vectors with the second rotates the bits of (vector, lane) by one.
+    """
+    count = len(vectors)
+    if lanes == 1:
+        return [T.Shuffle(vectors, list(range(count)))] if count > 1 else vectors
+    vectors = [T.bind(v) for v in vectors]
+    order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+    for _ in range(count.bit_length() - 1):
+        pairs = zip(vectors[: count // 2], vectors[count // 2 :], strict=True)
+        vectors = [T.bind(T.Shuffle([a, b], half)) for a, b in pairs for half in (order[:lanes], order[lanes:])]
+    if count <= lanes:
+        return [pick(v, range(at, at + count), lanes) for v in vectors for at in range(0, lanes, count)]
+    each = count // lanes
+    return [T.Shuffle(vectors[i : i + each], list(range(count))) for i in range(0, count, each)]
+
+
+def pairwise_sum(parts: list):
+    """The sum, in pairs: neither a long chain of additions nor its rounding."""
+    while len(parts) > 1:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) // 2 * 2 :]
+    return parts[0]
+
+
+def over(length: int, lanes: int, body: Callable) -> None:
+    """Emit `body(at, lanes)` so that it covers 0..length: one loop of whole vectors and, if need be, a last one."""
+    runs = pieces(length, lanes)
+    width = runs[0][1]
+    whole = length // width
+    if whole == 1:
+        body(0, width)
+    else:
+        with T.serial(whole) as i:
+            body(i * width, width)
+    if length % width:
+        body(length - width, width)
+
+
+def by_shape(number, tiles: Sequence, code: Callable) -> None:
+    """Emit `code(shape)` for the shape (a Band or Strip of `tiles`) that tile `number` has: a chain of tests."""
+
+    def rest(tiles: Sequence, begin: int) -> None:
+        if len(tiles) == 1:
+            code(tiles[0])
+            return
+        end = begin + len(tiles[0].starts)
+        with T.If(number < end):
+            with T.Then():
+                code(tiles[0])
+            with T.Else():
+                rest(tiles[1:], end)
+
+    rest(tiles, 0)
+
+
+def clear_halo(layout: Layout, y, at, condition) -> None:
+    """Zeros around the block at y[at], so that windows need no test; written by the task that fulfils `condition`."""
+    if not layout.halo:
+        return
+    block, zero = layout.block, splat(0.0, layout.block)
+    wide = layout.halo * layout.row_stride // block
+    with when(condition):
+        for begin in (0, (layout.rows + layout.halo) * layout.row_stride):
+            with T.serial(wide) as i:
+                store(y, at + begin + i * block, zero, block)
+        with T.serial(layout.rows) as row:
+            for i in range(layout.halo):
+                store(y, at + layout.at(0, i - layout.halo) + row * layout.row_stride, zero, block)
+                store(y, at + layout.at(0, layout.columns + i) + row * layout.row_stride, zero, block)

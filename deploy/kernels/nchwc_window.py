@@ -1,0 +1,118 @@
+"""NCHWc depthwise convolution and pooling: every tap is a vector of channels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+from tvm.script.ir_builder import tirx as T
+
+from ..onnx.geometry import Layout, Polyphase, Taps, nchw
+from ..onnx.graph import Window
+from ..targets import Machine
+from .emit import Sums, by_shape, clear_halo, kernel, load, splat, tasks
+from .epilogue import Epilogue
+from .family import Caller, Family, Schedule, Workload
+from .tiles import Strip, strips
+
+
+def wide_enough(channels: int, pixels: int, machine: Machine) -> bool:
+    """Whether a map fills blocks of channels, and is one."""
+    return channels >= machine.lanes and pixels > 1
+
+
+def fits_nchwc(work: Workload, machine: Machine) -> bool:
+    """Whether a node's input and output are maps that fill blocks of channels."""
+    return all(wide_enough(c, rows * columns, machine) for _, c, rows, columns in (work.x, work.y))
+
+
+def tap_cycles(taps: Taps, machine: Machine) -> float:
+    """Of one vector of an output; strides fetch more pixels for each from the second cache."""
+    core = machine.core
+    fetched = (taps.stride[0] * taps.stride[1] - 1) * core.l2_line_cycles
+    return max(core.load_cycles, 1 / core.multiply_adds) * taps.kernel[0] * taps.kernel[1] + 2 + fetched
+
+
+def pack_depthwise(node: Window, block: int) -> list[np.ndarray]:
+    """Weights (blocks, taps, block) and biases (blocks, block), flat; channels that the last block lacks are zero."""
+    channels = len(node.weight)
+    extra = -channels % block
+    weight = np.pad(node.weight.reshape(channels, -1), ((0, extra), (0, 0)))
+    weight = weight.reshape(-1, block, weight.shape[1]).transpose(0, 2, 1)
+    return [np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weight, np.pad(node.bias, (0, extra)))]
+
+
+@dataclass(frozen=True)
+class NCHWcWindow(Family):
+    name, node, nchwc = "nchwc_window", Window, True
+    kind: str  # conv, max, average
+    batch: int
+    x: Layout
+    y: Layout
+    taps: Taps
+    strips: tuple[Strip, ...]
+    epilogue: Epilogue
+
+    @classmethod
+    def fits(cls, work: Workload, machine: Machine) -> bool:
+        halo_wins = work.node.kind == "max" and work.node.pad != (0, 0) and not work.non_negative
+        return fits_nchwc(work, machine) and not halo_wins
+
+    @classmethod
+    def cycles(cls, work: Workload, schedule: Schedule, machine: Machine) -> float:
+        return -(-work.y[1] // machine.lanes) * work.pixels * tap_cycles(Taps.of(work.node), machine)
+
+    @classmethod
+    def pack(cls, node: Window, schedule: Schedule, machine: Machine) -> list[np.ndarray]:
+        return pack_depthwise(node, machine.lanes) if node.kind == "conv" else []
+
+    @classmethod
+    def lower(cls, node: Window, program: Caller) -> relax.Expr:
+        m, (batch, _, rows, columns) = program.machine, nchw(program.graph.shapes[node.output])
+        x, source = program.fetch(node.inputs[0], m.lanes, Polyphase.of(program.graph, node).halo)
+        y, taps, tiles = program.layout(node.output), Taps.of(node), strips(rows, columns, m.window_sums)
+        starts = [at for s in tiles for start in s.starts for at in (taps.first(source, *start), y.at(*start))]
+        kernel = cls(node.kind, batch, source, y, taps, tiles, Epilogue(node.activation))
+        arguments = [x, np.array(starts, np.int32), *cls.pack(node, program.schedule(node), m)]
+        return program.call(kernel, arguments, batch * y.size)
+
+    def emit(self, machine: Machine):
+        x_at, y_at, block, offsets = self.x, self.y, self.y.block, self.taps.offsets(self.x)
+        tiles = sum(len(strip.starts) for strip in self.strips)
+        cycles = self.batch * y_at.blocks * y_at.rows * y_at.columns * len(offsets)
+
+        def body(x, starts, *rest):
+            y = rest[-1]
+
+            def tile_code(strip: Strip, number, channels, tile):
+                read = T.bind(number * x_at.block_stride + starts[tile * 2])
+                write = T.bind(number * y_at.block_stride + starts[tile * 2 + 1])
+                sums, (down, right) = Sums(len(strip.pixels), block), self.taps.stride
+                for tap, offset in enumerate(offsets):
+                    for i, (row, column) in enumerate(strip.pixels):
+                        at = read + offset + row * down * x_at.row_stride + column * right * block
+                        value = load(x, at, block)
+                        if self.kind == "conv":
+                            value = value * load(rest[0], (channels * len(offsets) + tap) * block, block)
+                        if tap:
+                            total = sums[i]
+                            value = T.max(total, value) if self.kind == "max" else total + value
+                        elif self.kind == "conv":
+                            value = load(rest[1], channels * block, block) + value
+                        sums[i] = value
+                for i, (row, column) in enumerate(strip.pixels):
+                    value = sums[i]
+                    if self.kind == "average":
+                        value = value * splat(1 / len(offsets), block)
+                    self.epilogue.store(y, write + row * y_at.row_stride + column * block, value, block)
+
+            with tasks(machine, self.batch * y_at.blocks * tiles, cycles) as task:
+                number, tile = T.bind(task // tiles), T.bind(task % tiles)
+                channels = T.bind(number % y_at.blocks)
+                by_shape(tile, self.strips, lambda strip: tile_code(strip, number, channels, tile))
+                clear_halo(y_at, y, number * y_at.block_stride, tile == 0)
+
+        buffers = [("x", self.batch * x_at.size, "float32"), ("tiles", 2 * tiles, "int32")]
+        if self.kind == "conv":
+            weights = y_at.blocks * len(offsets) * block
+            buffers += [("weight", weights, "float32"), ("bias", y_at.blocks * block, "float32")]
+        return kernel([*buffers, ("y", self.batch * y_at.size, "float32")], body)

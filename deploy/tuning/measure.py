@@ -1,0 +1,117 @@
+"""Prove that a compiled network computes what ONNX Runtime computes, and time it: beside others, and by kernel."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.library import Library, bind, set_threads
+
+
+def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError("the proof and the timing need ONNX Runtime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def openvino_peer(path: str | Path, threads: int, shape: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in OpenVINO, for input `shape`, set to low latency and to float32 as it is stored."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError("the comparison with OpenVINO needs it: pip install openvino") from error
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(path))
+        model.reshape(list(shape))
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot run {path}: {' '.join(str(error).split())}") from error
+    return lambda images: request.infer([images], share_inputs=True)[0]
+
+
+def batches(images: np.ndarray, batch: int):
+    """Batches of exactly `batch`; the last one is filled up with pictures from the start."""
+    for start in range(0, len(images), batch):
+        yield np.take(images, range(start, start + batch), axis=0, mode="wrap")
+
+
+def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) -> tuple[float, float]:
+    """(largest difference / largest reference value, fraction of pictures with the same first class)."""
+    difference = scale = same = count = 0.0
+    for some in batches(images, batch):
+        ours, theirs = run(some), reference(some)
+        if not np.all(np.isfinite(ours)):
+            return float("inf"), 0.0
+        difference = max(difference, float(np.abs(ours - theirs).max()))
+        scale = max(scale, float(np.abs(theirs).max()))
+        same += float((ours.reshape(batch, -1).argmax(1) == theirs.reshape(batch, -1).argmax(1)).sum())
+        count += batch
+    return difference / scale if scale else difference, same / count
+
+
+def timer(run: Callable, pause: float = 0.02) -> Callable[[np.ndarray, int], list[float]]:
+    """A function (images, calls) that gives the milliseconds of so many calls of `run`.
+
+    A pause and two calls that do not count come first: the threads of whatever ran before spin for a while after their
+    work, and would slow this down.
+    """
+
+    def timed(images: np.ndarray, calls: int) -> list[float]:
+        time.sleep(pause)
+        run(images), run(images)
+        taken = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            run(images)
+            taken.append((time.perf_counter() - start) * 1e3)
+        return taken
+
+    return timed
+
+
+def race(timers: dict[str, Callable], images: np.ndarray, runs: int, block: int = 25) -> dict:
+    """Milliseconds a call, {"median", "p10"} for every `timer`: blocks of calls in turn, `runs` calls each."""
+    times = {name: [] for name in timers}
+    while any(len(taken) < runs for taken in times.values()):
+        for name, timed in timers.items():
+            times[name] += timed(images, min(block, runs - len(times[name])))
+    return {
+        name: {"median": round(float(np.median(taken)), 4), "p10": round(float(np.percentile(taken, 10)), 4)}
+        for name, taken in times.items()
+    }
+
+
+def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[str, float]]:
+    """(name, median milliseconds) of every kernel, in the order in which one run calls them."""
+    import tvm
+
+    set_threads(library.info["threads"])
+    machine = bind(library.executable, library.weights, tvm.cpu())
+    calls, started = [], []
+
+    def instrument(function, name, before, result, *arguments) -> int:
+        if before:
+            started.append(time.perf_counter())
+        elif started and not name.startswith("vm."):
+            calls.append((name, (time.perf_counter() - started[-1]) * 1e3))
+        return 0  # go on
+
+    machine.set_instrument(instrument)
+    images, taken = tvm.runtime.tensor(images), []
+    for _ in range(runs + 2):
+        calls.clear()
+        machine["network"](images)
+        taken.append([ms for _, ms in calls])
+    return list(zip((name for name, _ in calls), np.median(taken[2:], axis=0).tolist(), strict=True))

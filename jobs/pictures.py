@@ -1,0 +1,53 @@
+"""The pictures of a run: its loaders, or only whether all pictures decode."""
+
+import torch
+from rich.console import Console
+
+import data
+from utils.options import Options
+from utils.ranks import Ranks
+
+
+def image_size(options: Options) -> int:
+    """Pixels a side: what was asked for, or what the data set has."""
+    return options.image_size or data.known(options.data_set).size
+
+
+def create_loaders(
+    options: Options, device: torch.device, here: Ranks, screen: Console
+) -> tuple[data.Loader, data.Loader]:
+    """The training and the validation pictures, of which this process sees its share.
+
+    Raises:
+        ValueError: batches do not divide among the processes, or what is wrong with the data.
+    """
+    if options.train_batch_size % here.world:
+        raise ValueError(f"--train_batch_size {options.train_batch_size}: must divide among {here.world} processes")
+    share = {"rank": here.rank, "world": here.world, "limit": 6 if options.debug else None}
+    return data.create_loaders(**_request(options, device, screen), **share)
+
+
+def check(options: Options, device: torch.device, screen: Console) -> None:
+    """List the pictures that do not decode; status 1 if there are any."""
+    problems = data.check(**_request(options, device, screen))
+    for problem in problems:
+        screen.print(problem)
+    screen.print(f"{len(problems)} pictures do not decode")
+    if problems:
+        raise SystemExit(1)
+
+
+def _request(options: Options, device: torch.device, screen: Console) -> dict:
+    return {
+        "data_set": options.data_set,
+        "data_path": options.data_path,
+        "image_size": image_size(options),
+        "train_batch_size": options.train_batch_size,
+        "eval_batch_size": options.eval_batch_size,
+        "seed": options.seed,
+        "device": device,
+        "workers": options.workers,
+        "skip_bad": options.bad_pictures == "skip",
+        "use_dali": options.use_dali,
+        "say": screen.print,
+    }

@@ -1,0 +1,140 @@
+"""Prune a network and train it: start (load, attach, resume), train, hand over (finish, prove, export, report)."""
+
+import copy
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import models
+import pruning
+from jobs.folder import begin, resumable
+from jobs.parts import Parts, compare_with_dense, export, in_words
+from jobs.pictures import image_size
+from pruning.score import Calibration
+from utils import callbacks, report
+from utils.files import sweep
+from utils.kept import Kept
+from utils.loss import Loss
+from utils.options import Options
+from utils.run import Run, fit
+
+OPTIMIZERS = {
+    "sgd": lambda parameters, o: torch.optim.SGD(
+        parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
+    ),
+    "adam": lambda parameters, o: torch.optim.Adam(parameters, o.lr, weight_decay=o.weight_decay, fused=True),
+}
+
+
+def create_method(options: Options) -> pruning.Method:
+    """The method of a run. Raises ValueError if the epochs do not suit its rounds: before data is opened."""
+    method = pruning.create_method(options.conv_type, **vars(options.own))
+    options.schedule(method.rounds)
+    return method
+
+
+def start(parts: Parts, argv: list[str]) -> Run:
+    """A run at its first step, or at the step where an interrupted one is to go on.
+
+    The folder of an earlier run is touched last, when nothing that was asked for can be wrong any more.
+    """
+    options, method = parts.options, parts.method
+    state = resumable(options, parts.screen)
+    teacher = load_and_attach(parts, measured=state is None)
+    run = Run(
+        parts.network,
+        method,
+        parts.train,
+        loss=Loss(options.label_smoothing, teacher, options.distill, options.temperature),
+        epochs=options.num_epochs,
+        rate=options.schedule(method.rounds),
+        make_optimizer=lambda parameters: OPTIMIZERS[options.optimizer](parameters, options),
+        ranks=parts.ranks,
+        accumulate=options.accumulate,
+        amp=options.amp,
+        ema=options.ema,
+        compile=options.compile,
+    )
+    if state:
+        run.load_state_dict(state)
+        parts.accuracy = state["accuracy"]
+    if parts.ranks.first:
+        if not (state and (options.job_dir / "run.json").exists()):
+            begin(options, argv)
+        sweep(parts.checkpoints)
+    return run
+
+
+def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
+    """Dense weights in, then the method; if `measured`, the accuracy before and after is shown and kept.
+
+    A resumed run does this too, so that what the method plans from the dense weights comes out the same.
+
+    Returns:
+        the dense network if it is to be imitated.
+    """
+    options, network, method = parts.options, parts.network, parts.method
+
+    def measure(stage: str, label: str) -> None:
+        if measured and options.pretrained_model:
+            figures = parts.accuracy[stage] = parts.evaluate(network)
+            parts.screen.print(f"{label}: {in_words(figures)}")
+
+    if options.pretrained_model:
+        facts = models.load_checkpoint(network, options.pretrained_model)
+        method.accept(facts["extras"])
+        if "note" in facts:
+            parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
+    dense = copy.deepcopy(network).eval() if options.distill or method.needs_dense else None
+    measure("dense", "dense")
+    calibration = Calibration(partial(parts.train.first, options.calibration), cross_entropy)
+    method.attach(network, calibration)
+    method.calibrate(network, dense, calibration)
+    measure("pruned", "pruned, before training")
+    return dense if options.distill else None
+
+
+def train(parts: Parts, run: Run) -> None:
+    """All epochs, with records, checkpoints and progress on the way; the last step is in `last.pt`."""
+    described = models.describe(parts.network, **about(parts))
+    with callbacks.Save(parts.checkpoints, described) as save, callbacks.Show(parts.screen) as show:
+        seen = [callbacks.Record(parts.options.job_dir, run.epoch, parts.accuracy), show] if parts.ranks.first else []
+        fit(run, [callbacks.Evaluate(parts.val), *seen, save])
+        save.write(run, "last.pt")
+
+
+def hand_over(parts: Parts, run: Run) -> None:
+    """Fold the method away, prove it, and write what is left: the network, its ONNX file, the report."""
+    options, images, network = parts.options, parts.images(), run.kept_network()
+    kept = pruning.finish(parts.method, network, images)
+    save_final(parts, network, kept, run.epoch)
+    if options.shrink:
+        network, _ = pruning.proven_copy(network, pruning.shrink, images)
+        save_final(parts, network, kept, run.epoch)
+    tuned = parts.evaluate(network)
+    if not parts.ranks.first:
+        return
+    fixed = export(parts, network, kept, images) if options.export_onnx else {}
+    costs, sums = compare_with_dense(parts, network, images)
+    head = {"arch": network.arch, "image_size": image_size(options), "options": options.to_json()}
+    head |= {"data_set": options.data_set, "method": str(parts.method), "totals": sums}
+    head["accuracy"] = parts.accuracy | {"tuned": tuned}
+    report.save_summary(options.job_dir, head, costs, kept, fixed)
+    report.write(options.job_dir, parts.screen)
+    if pictures := parts.method.draw(kept, f"{options.arch} on {options.data_set}", options.job_dir):
+        parts.screen.print(f"written: {options.job_dir}/{', '.join(pictures)}")
+
+
+def about(parts: Parts) -> dict:
+    """What every checkpoint says about itself, beside what it says about its network."""
+    facts = {"classes": parts.train.classes, "image_size": image_size(parts.options)}
+    return facts | {"options": parts.options.to_json(), "accuracy": parts.accuracy}
+
+
+def save_final(parts: Parts, network: nn.Module, kept: dict[str, Kept], epoch: int) -> None:
+    """Write `final.pt`: the finished network, and what was kept of every layer."""
+    if parts.ranks.first:
+        facts = about(parts) | {"kept": {name: layer.to_json() for name, layer in kept.items()}, "epoch": epoch}
+        models.save_checkpoint(parts.checkpoints / "final.pt", network, **facts)
