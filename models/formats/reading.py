@@ -19,6 +19,7 @@ HARMLESS = [  # classes that only hold values: other trainers store their option
     argparse.Namespace,
     types.SimpleNamespace,
     pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 writes it
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"),
