@@ -23,6 +23,9 @@ class Loader:
         rank, world: of every batch, this process takes picture `rank` of each `world`.
         limit: batches an epoch at most.
 
+    Raises:
+        ValueError: a training batch has fewer pictures than there are processes, or there is no picture at all.
+
     Attributes:
         classes: class names; a label is an index into them.
         epoch, batch: the position, in batches already yielded.
@@ -43,6 +46,12 @@ class Loader:
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
         self.rank, self.world, self.limit = rank, world, limit
         self.batch_size = min(batch_size, count)
+        if not count:
+            raise ValueError(f"no picture to {'train' if train else 'validate'} on")
+        if train and self.batch_size < world:
+            raise ValueError(f"{self.batch_size} pictures in a training batch: too few for {world} processes")
+        if train:
+            self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
         self._mean = torch.tensor(MEAN, device=device) * 255
         self._std = torch.tensor(STD, device=device) * 255
@@ -59,6 +68,20 @@ class Loader:
             self.batch += self.train  # evaluation has no position: it always starts at the first picture
             yield batch
         self.epoch, self.batch = self.epoch + self.train, 0
+
+    def left_over(self, batches: int = 1) -> int:
+        """How many pictures an epoch leaves out, as no whole step of `batches` batches is left for them.
+
+        Raises:
+            ValueError: an epoch has fewer batches than that.
+        """
+        steps = len(self) // batches
+        if not steps:
+            raise ValueError(
+                f"{self.count} pictures make {len(self)} batches of {self.batch_size}, but a step of training takes "
+                f"{batches}: lower --train_batch_size or --accumulate"
+            )
+        return self.count - steps * batches * self.batch_size if self.limit is None else 0
 
     def first(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first batches of the first epoch, `pictures` in all: whole ones, and so the same in every process.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning import budget
 from pruning.groups import BLOCKS, FILTERS, KERNELS, WEIGHTS, Pattern, group_means, group_sizes, spread
-from pruning.layers import add_mask, hold, masked_layers, remove_mask
+from pruning.layers import add_mask, check_plain, hold, masked_layers, remove_mask
 from pruning.method import Method
 from pruning.options import OneShotOptions, RandomOptions
 from pruning.order import clustered_order, filter_order
@@ -88,7 +88,14 @@ class OneShot(Method):
         layers = graph.masked_layers()
         if not layers:
             raise ValueError(f"{type(network).__name__} has no layer to prune")
-        budget.layer_rates(list(layers), self.options.pr_target, graph.head, self.rates)
+        check_plain(layers)
+        exempt = set() if self.options.full else graph.head
+        rates = budget.layer_rates(list(layers), self.options.pr_target, exempt, self.rates)
+        if self.options.pr_target and not any(rates.values()):
+            raise ValueError(
+                f"{type(network).__name__}: no pooling stands behind a layer to prune, so that all {len(layers)} count "
+                "as the classifier, which is kept: --full prunes it, too"
+            )
         N = self.pattern.N
         if N == 1:
             return

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import cut
+from pruning.layers import check_plain
 from pruning.method import Method, missed
 from pruning.options import StripeOptions
 from pruning.order import order_by_shape
@@ -71,10 +72,14 @@ class Stripe(Method):
         return f"stripes, {asked}, threshold {o.threshold}{frozen}"
 
     def check(self, network: nn.Module) -> None:
-        if not _normalised(Graph(network)):
+        graph = Graph(network)
+        names = _normalised(graph)
+        if not names:
             raise ValueError(f"{type(network).__name__} has no convolution with a batch norm behind it: no stripes")
+        check_plain({name: graph.layers[name] for name in names})
 
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
+        self.check(network)
         graph = Graph(network)
         for name in _normalised(graph):
             layer, target = graph.layers[name], graph.output[name]
