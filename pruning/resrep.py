@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.channels import Costs, rounded_up, select
+from pruning.layers import check_plain
 from pruning.method import Method
 from pruning.options import ResRepOptions
 from pruning.score import Calibration
@@ -89,8 +90,11 @@ class ResRep(Method):
         return f"ResRep, flops_target {o.flops_target}{extras}{', as the published code' * self.published}"
 
     def check(self, network: nn.Module) -> None:
-        if not find_targets(Graph(network), self.options.tied_groups):
+        graph = Graph(network)
+        targets = find_targets(graph, self.options.tied_groups)
+        if not targets:
             raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune")
+        check_plain({name: graph.modules[name] for target in targets for name, _ in target.hosts})
 
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         graph = Graph(network)
