@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import command_line, machine
+from utils import command_line, errors, files, machine
 from utils.declare import REQUIRED, Declared, option
 
 
@@ -118,8 +118,10 @@ def pictures(options: Options, shape: list[int]) -> np.ndarray:
     return np.concatenate([random, given])
 
 
-class Differs(Exception):
+class Differs(ValueError):
     """A library computes something else than ONNX Runtime."""
+
+    status = 1
 
 
 def prove(options: Options, device, sparse, dense) -> dict:
@@ -157,43 +159,57 @@ def prove(options: Options, device, sparse, dense) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        options = parse(argv)
-        from deploy import compiler, dump, report
-        from deploy.onnx import blocks, passes, reader
-        from deploy.runtime import remote, startup
+    """The exit status: 0, 1 if a library computes something else, 2 for whatever else is wrong."""
+    return errors.answer("model_tune.py", lambda: tune(parse(argv)))
 
-        write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
-        network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
-        network = passes.simplify(network, write)
-        blocks.check(network, options.bsr)
-        device = remote.Device(options.rpc, options.key) if options.rpc else None
-        common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
-        sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
-        dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
-        found = prove(options, device, sparse, dense)
-        found["saved"] = report.better(found["latency_ms"], sparse.info["layers"])
-        saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
-        saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
-        report.show(saved.info)
+
+def tune(options: Options) -> None:
+    """Compile, prove, measure, write. Raises ValueError and OSError, of one line, for whatever is wrong."""
+    # A folder belongs to one process at a time; deploy/ is part of the folder of the run that exported the file.
+    job_dir = options.folder.parent
+    ours = options.folder == Path(options.onnx_path).parent / "deploy" and (job_dir / "summary.json").exists()
+    with files.locked(job_dir if ours else options.folder):
+        compile_and_save(options)
+        print(f"wrote {options.folder / 'lib.so'}, weights.bin, deploy.json, deploy.md")
+        if ours:
+            complete_report(job_dir)
+
+
+def compile_and_save(options: Options) -> None:
+    """Write the faster of the two libraries, proven equal, and how it was made."""
+    from deploy import compiler, dump, report
+    from deploy.onnx import blocks, passes, reader
+    from deploy.runtime import remote, startup
+
+    write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
+    network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
+    network = passes.simplify(network, write)
+    blocks.check(network, options.bsr)
+    device = remote.Device(options.rpc, options.key) if options.rpc else None
+    common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
+    sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
+    dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
+    found = prove(options, device, sparse, dense)
+    found["saved"] = report.better(found["latency_ms"], sparse.info["layers"])
+    saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
+    saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
+    report.show(saved.info)
+    with files.writing(options.folder):
         saved.save(options.folder)
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)
             saved.describe(options.folder)
         (options.folder / "deploy.md").write_text(report.markdown(saved.info))
-    except (ValueError, OSError) as error:
-        print(f"model_tune.py: {error}", file=sys.stderr)
-        return 2
-    except Differs as error:
-        print(f"model_tune.py: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {options.folder / 'lib.so'}, weights.bin, deploy.json, deploy.md")
-    job_dir = Path(options.onnx_path).parent
-    if options.folder == job_dir / "deploy" and (job_dir / "summary.json").exists():
-        from utils import report as job_report
 
-        job_report.write(job_dir, job_report.screen())  # the report of imagenet.py, complete now
-    return 0
+
+def complete_report(job_dir: Path) -> None:
+    """Write the report of imagenet.py again, with the times of the library if it was made from that run's export."""
+    from utils import report
+
+    summary = report.read(job_dir)
+    if summary and not report.latency_of(job_dir, summary):
+        print(f"{job_dir / 'summary.md'} shows no times: the library was made from another file, or not timed here")
+    report.write(job_dir, report.screen())
 
 
 if __name__ == "__main__":

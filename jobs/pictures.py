@@ -24,7 +24,44 @@ def create_loaders(
     if options.train_batch_size % here.world:
         raise ValueError(f"--train_batch_size {options.train_batch_size}: must divide among {here.world} processes")
     share = {"rank": here.rank, "world": here.world, "limit": 6 if options.debug else None}
-    return data.create_loaders(**_request(options, device, screen), **share)
+    train, val = data.create_loaders(**_request(options, device, screen), **share)
+    for name, loader in (("train_batch_size", train), ("eval_batch_size", val)):
+        if loader.batch_size < here.world:
+            raise ValueError(
+                f"--{name} {getattr(options, name)}: every batch is shared by {here.world} processes, and the largest "
+                f"of {loader.count} pictures has {loader.batch_size}"
+            )
+    if train.batch_size % here.world:
+        raise ValueError(
+            f"--train_batch_size {options.train_batch_size}: the {train.count} training pictures make one batch, which "
+            f"does not divide among {here.world} processes: a smaller batch does"
+        )
+    return train, val
+
+
+def check_steps(options: Options, train: data.Loader, batches_per_step: int, screen: Console) -> None:
+    """Say how many pictures every epoch leaves out.
+
+    Raises:
+        ValueError: an epoch has fewer batches than a training step takes.
+    """
+    if not options.num_epochs:
+        return
+    if options.train_batch_size > train.count:
+        screen.print(f"--train_batch_size {options.train_batch_size}: there are {train.count} training pictures")
+    if len(train) < batches_per_step:
+        raise ValueError(
+            f"--train_batch_size {options.train_batch_size}: the {train.count} training pictures make {len(train)} "
+            f"batch{'es' * (len(train) != 1)} an epoch{' with --debug' * options.debug}, and a step of "
+            f"--method {options.conv_type} takes {batches_per_step}"
+            + (f" with --accumulate {options.accumulate}" if options.accumulate > 1 else "")
+        )
+    used = len(train) // batches_per_step * batches_per_step * train.batch_size
+    if used < train.count and not options.debug:
+        screen.print(
+            f"every epoch leaves out {train.count - used} of {train.count} training pictures, others each time: a step "
+            f"takes {batches_per_step * train.batch_size}"
+        )
 
 
 def check(options: Options, device: torch.device, screen: Console) -> None:
