@@ -11,11 +11,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from utils import command_line, errors, files, machine
 from utils.declare import REQUIRED, Declared, option
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -102,8 +104,10 @@ def parse(argv: list[str] | None = None) -> Options:
     return command_line.parse(sys.argv[1:] if argv is None else argv, Options, __doc__)
 
 
-def pictures(options: Options, shape: list[int]) -> np.ndarray:
+def pictures(options: Options, shape: list[int]) -> "np.ndarray":
     """Random pictures, and the given ones behind them: (B, *shape[1:])."""
+    import numpy as np
+
     random = np.random.default_rng(0).standard_normal((4 * shape[0], *shape[1:])).astype(np.float32)
     beside = Path(options.onnx_path).parent / "inputs.npy"
     path = Path(options.images) if options.images else beside
@@ -194,7 +198,7 @@ def compile_and_save(options: Options) -> None:
     saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
     saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
     report.show(saved.info)
-    with files.writing(options.folder):
+    with files.writing(options.folder, safe=f"{options.onnx_path} is as it was"):
         saved.save(options.folder)
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)

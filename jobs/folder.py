@@ -9,7 +9,7 @@ import models
 from data import Loader
 from jobs import checkpoint
 from utils import machine, ranks
-from utils.files import locked, save_json, sweep
+from utils.files import NotWritten, locked, save_json, sweep
 from utils.options import FREE_ON_RESUME, Options
 from utils.report import REPORTS
 
@@ -32,7 +32,11 @@ def kept_by(options: Options, here: ranks.Ranks):
     with locked(options.job_dir):
         for folder in (options.job_dir, options.job_dir / "checkpoint", options.job_dir / "deploy"):
             sweep(folder)
-        yield
+        try:
+            yield
+        except NotWritten as error:
+            last = options.job_dir / "checkpoint" / "last.pt"
+            raise NotWritten(f"{error}; --resume goes on from {last}" if last.exists() else str(error)) from error
 
 
 def begin(options: Options, argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -115,6 +116,8 @@ class Save(Callback):
         if self.stop:
             if not saved:
                 self.write(run, "last.pt")
+            if run.ranks.first:
+                print(f"stopped; {self.folder / 'last.pt'} is written, and --resume goes on from it", file=sys.stderr)
             raise SystemExit(128 + self.stop)
 
 

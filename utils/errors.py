@@ -12,6 +12,15 @@ from utils.files import unwritable
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tvm", "tvm_ffi", "openvino", "nvidia")
 GO_ON = "--resume goes on from the last checkpoint"
 LONGEST = 400  # characters of a library's message
+# What gloo and NCCL say when the other side of a connection is gone.
+LOST = (
+    "Gloo connectFullMesh failed",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL Error",
+    "ncclRemoteError",
+)
 
 
 def answer(program: str, main: Callable[[], int | None]) -> int:
@@ -47,16 +56,12 @@ def in_one_line(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":
         return f"the GPU's memory is full: a smaller batch needs less; {GO_ON} ({text})"
     if any(sign in text for sign in LOST):
-        return f"another process of this run was lost; {GO_ON} ({text})"
+        return f"another process of this run was lost; {GO_ON} ({text.split('. ')[0]})"
     if library:
         first = _first(error)
         layer = _layer(first) or _layer(error)
         return f"{f'layer {layer}: ' if layer else ''}{library} says: {_line(str(first))}"
     return None
-
-
-# What gloo and NCCL say when the other side of a connection is gone.
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL Error", "ncclRemoteError")
 
 
 def _line(text: str) -> str:

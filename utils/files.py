@@ -41,8 +41,11 @@ def unwritable(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, safe: str = "") -> Iterator[None]:
     """In this block `path` is written.
+
+    Args:
+        safe: what to tell of what is safe; by default whether there was a file at `path`, which is then unchanged.
 
     Raises:
         NotWritten: there is no space, or no right to write.
@@ -53,8 +56,8 @@ def writing(path: Path) -> Iterator[None]:
         reason = unwritable(error)
         if isinstance(error, NotWritten) or not reason:
             raise
-        safe = "what was there before is unchanged" if path.exists() else "no part of it was left behind"
-        raise NotWritten(f"{path} could not be written: {reason}; {safe}") from error
+        left = "what was there before is unchanged" if path.is_file() else "no part of it was left behind"
+        raise NotWritten(f"{path} could not be written: {reason}; {safe or left}") from error
 
 
 @contextlib.contextmanager
