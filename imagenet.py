@@ -32,13 +32,14 @@ def main(argv: list[str]) -> None:
 
     # What needs torch is imported here, since that takes two seconds: --help, --list and a mistyped flag are answered
     # before. The rest is imported late, too, so that Ctrl-C is answered in one line from the start.
-    import torch
+    with errors.uninterrupted():
+        import torch
 
-    import models
-    from jobs import checkpoint, folder, pictures, prune
-    from jobs.evaluate import evaluate
-    from jobs.parts import Parts
-    from utils import machine, ranks, report
+        import models
+        from jobs import checkpoint, folder, pictures, prune
+        from jobs.evaluate import evaluate
+        from jobs.parts import Parts
+        from utils import machine, ranks, report
 
     options = checkpoint.complete(options)
     method = prune.create_method(options)

@@ -181,9 +181,10 @@ def tune(options: Options) -> None:
 
 def compile_and_save(options: Options) -> None:
     """Write the faster of the two libraries, proven equal, and how it was made."""
-    from deploy import compiler, dump, report
-    from deploy.onnx import blocks, passes, reader
-    from deploy.runtime import remote, startup
+    with errors.uninterrupted():
+        from deploy import compiler, dump, report
+        from deploy.onnx import blocks, passes, reader
+        from deploy.runtime import remote, startup
 
     write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
     network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)

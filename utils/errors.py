@@ -3,7 +3,10 @@
 A bug of this program is not among them: it shows its traceback. Needs no torch.
 """
 
+import contextlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -39,6 +42,25 @@ def answer(program: str, main: Callable[[], int | None]) -> int:
             raise
     print(f"{program}: {line}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until this block has ended.
+
+    Libraries that are imported in it would swallow the interrupt and be broken afterwards, as torch does with NumPy's.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal reaches it
+        yield
+        return
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def in_one_line(error: Exception) -> str | None:
