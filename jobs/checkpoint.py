@@ -1,15 +1,12 @@
 """What a checkpoint says about itself, held against what it is used on."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 import data
 import models
 import pruning.options
 from utils.options import Options
-
-SHOWN = 5  # names of classes in a message
 
 
 def complete(options: Options) -> Options:
@@ -47,12 +44,9 @@ def _of_method(options: Options, before: dict) -> dict[str, object]:
     return {"conv_type": name, "own": cls(**own | {key: given[key] for key in names & options.given if key in given})}
 
 
-def check_fits(path: Path, options: Options, classes: list[str]) -> None:
-    """Raise ValueError if the checkpoint to evaluate was trained for other classes or other pictures."""
+def check_pictures(path: Path, options: Options) -> None:
+    """Raise ValueError if the checkpoint to evaluate was trained on pictures of another size or normalisation."""
     said = models.read_checkpoint(path)
-    changed = difference(said["classes"], classes) if "classes" in said else None
-    if changed:
-        raise ValueError(f"{path} was trained for other classes than those of the data: {changed}")
     size = said.get("image_size") if "classes" in said else None
     if size and options.image_size and size != options.image_size:
         raise ValueError(f"--image_size {options.image_size}: {path} was trained on pictures of {size}x{size}")
@@ -69,19 +63,3 @@ def check_normalisation(path: Path, said: dict) -> None:
 def normalisation() -> dict[str, list[float]]:
     """What is subtracted from the channels of pictures (0 to 1) and what they are divided by."""
     return {"mean": list(data.MEAN), "std": list(data.STD)}
-
-
-def difference(before: Iterable[str], now: Iterable[str]) -> str:
-    """How two lists of classes differ, in words; empty if they do not."""
-    before, now = list(before), list(now)
-    if before == now:
-        return ""
-    gone, new = _shown(set(before) - set(now)), _shown(set(now) - set(before))
-    if not gone and not new:
-        return "they are the same in another order"
-    return "; ".join(filter(None, [gone and f"only the checkpoint has {gone}", new and f"only the data has {new}"]))
-
-
-def _shown(names: set[str]) -> str:
-    names = sorted(map(str, names))
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -5,7 +5,7 @@ from torch import nn
 
 import models
 import pruning
-from jobs.checkpoint import check_fits
+from jobs.checkpoint import check_pictures
 from jobs.folder import set_aside
 from jobs.parts import Parts, compare_with_dense, export, in_words, summarise
 from utils import report
@@ -19,8 +19,8 @@ def evaluate(parts: Parts) -> None:
     A checkpoint that holds more than a dense network (scores without masks) needs the method that makes one of it.
     """
     options, network, method, images = parts.options, parts.network, parts.method, parts.images()
-    check_fits(options.evaluate, options, parts.train.classes)
-    facts = models.load_checkpoint(network, options.evaluate)
+    check_pictures(options.evaluate, options)
+    facts = models.load_checkpoint(network, options.evaluate, parts.train.classes)
     if facts["extras"]:
         method.accept(facts["extras"])
         method.attach(network)

@@ -8,6 +8,7 @@ from rich.console import Console
 import models
 from data import Loader
 from jobs import checkpoint
+from models.formats.fitting import difference
 from utils import machine, ranks
 from utils.files import NotWritten, locked, save_json, sweep
 from utils.options import FREE_ON_RESUME, Options
@@ -117,14 +118,13 @@ def check_same_data(state: dict, classes: list[str], now: dict[str, dict]) -> No
         now: the `identity` of the pictures at hand.
     """
     checkpoint.check_normalisation(Path("--resume: the checkpoint"), state)
-    changed = [checkpoint.difference(state.get("classes", classes), classes)]
+    changed = difference(state.get("classes"), classes)
     for part, pictures in now.items():
         before = state.get("data", now)[part]
         if before["pictures"] != pictures["pictures"]:
             changed.append(f"{part} had {before['pictures']} pictures and has {pictures['pictures']}")
         elif before["digest"] != pictures["digest"]:
             changed.append(f"{part} has as many pictures, but some have other names or sizes")
-    changed = list(filter(None, changed))
     if changed:
         raise ValueError(
             f"--resume: the data has changed: {'; '.join(changed)}; --accept_changed_data goes on with it as it is"

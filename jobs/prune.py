@@ -86,7 +86,7 @@ def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
 
     if options.pretrained_model:
         checkpoint.check_normalisation(options.pretrained_model, models.read_checkpoint(options.pretrained_model))
-        facts = models.load_checkpoint(network, options.pretrained_model)
+        facts = models.load_checkpoint(network, options.pretrained_model, parts.train.classes, fresh_classifier=True)
         method.accept(facts["extras"])
         if "note" in facts:
             parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
@@ -112,7 +112,7 @@ def hand_over(parts: Parts, run: Run) -> None:
     """Fold the method away, prove it, and write what is left: the network, its ONNX file, the report."""
     options, images, network = parts.options, parts.images(), run.kept_network()
     kept = pruning.finish(parts.method, network, images)
-    missed = parts.method.shortfalls(network, kept, images[:1]) if hasattr(parts.method, "shortfalls") else []
+    missed = parts.method.shortfalls(network, kept, images[:1])
     save_final(parts, network, kept, run.epoch)
     if options.shrink:
         network, _ = pruning.proven_copy(network, pruning.shrink, images)

@@ -195,26 +195,33 @@ def test_a_method_of_scores_need_not_be_named_again(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("bcd", "only the checkpoint has a; only the data has d"),
-        ("ab", "only the checkpoint has c"),
-        ("abcdefghij", "only the data has d, e, f, g, h and 2 more"),
+        ("bcd", "only the file has a and only the data has d"),
+        ("ab", "only the file has c"),
+        ("abcdefghij", "only the data has d, e, f, g, h"),
     ],
 )
 def test_other_classes_are_refused(finished: Path, words, tmp_path, classes: str, message: str):
     """Evaluated, they would be right in 0 % of the pictures; resumed, the file would name the wrong ones."""
     data = of_folder(pictures(tmp_path, classes))
     file = str(finished / "checkpoint" / "last.pt")
-    with pytest.raises(ValueError, match=rf"last\.pt was trained for other classes than those of the data: {message}"):
+    with pytest.raises(ValueError, match=rf"last\.pt: does not fit resnet20: .*{message}"):
         imagenet.main([*data, "--evaluate", file])
-    with pytest.raises(ValueError, match=rf"--resume: the data has changed: {message}; .*--accept_changed_data"):
+    with pytest.raises(ValueError, match=rf"--resume: the data has changed: .*{message}; .*--accept_changed_data"):
         imagenet.main([*words, *data, "--resume", file, "--job_dir", str(tmp_path / "job")])
+
+
+def test_other_classes_get_a_classifier_of_their_own(finished: Path, tmp_path, capsys):
+    data = of_folder(pictures(tmp_path, "bcd"))
+    start = ["--pretrained_model", str(finished / "checkpoint" / "final.pt"), "--num_epochs", "0"]
+    imagenet.main([*data, "--image_size", "8", *start, "--job_dir", str(tmp_path / "job")])  # the file says resnet20
+    assert "its classifier linear of 3 classes is left out: one of 3 starts anew" in capsys.readouterr().out
 
 
 def test_another_order_of_classes_and_another_normalisation_are_refused(finished: Path, words, tmp_path):
     state = torch.load(finished / "checkpoint" / "final.pt")
     data = of_folder(Path(words[words.index("--data_path") + 1]))
     for changed, message in (
-        ({"classes": ["a", "c", "b"]}, "the same in another order"),
+        ({"classes": ["a", "c", "b"]}, "number 1 is c in the file, b in the data"),
         ({"mean": [0.5, 0.5, 0.5]}, r"normalised by mean \[0\.5, 0\.5, 0\.5\], not \[0\.485"),
     ):
         torch.save(state | changed, tmp_path / "other.pt")
