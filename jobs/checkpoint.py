@@ -22,14 +22,16 @@ def complete(options: Options) -> Options:
     said = models.read_checkpoint(path) if path else {}
     if "classes" not in said:
         return options
-    found = {"arch": said.get("arch")} if said.get("arch") in models.NETWORKS else {}
-    if options.evaluate:
-        found |= {"image_size": said["image_size"]} if isinstance(said.get("image_size"), int) else {}
-        found |= _of_method(options, said.get("options", {}))
-        if "N" not in options.given:
-            lengths = [layer.get("N", 1) for layer in said.get("kept", {}).values()]
-            lengths = lengths or [said.get("options", {}).get("N") or options.evaluation.N]
-            found["evaluation"] = dataclasses.replace(options.evaluation, N=max(lengths))
+    try:
+        found = {"arch": said["arch"]} if said["arch"] in models.NETWORKS else {}
+        if options.evaluate:
+            found |= {"image_size": said["image_size"]} | _of_method(options, said["options"])
+            if "N" not in options.given:
+                lengths = [layer.get("N", 1) for layer in said.get("kept", {}).values()]
+                lengths = lengths or [said["options"].get("N") or options.evaluation.N]
+                found["evaluation"] = dataclasses.replace(options.evaluation, N=max(lengths))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: what it says about itself is damaged ({error!r})") from None
     return dataclasses.replace(options, **{k: value for k, value in found.items() if k not in options.given})
 
 

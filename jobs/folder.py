@@ -41,9 +41,18 @@ def kept_by(options: Options, here: ranks.Ranks):
 
 
 def begin(options: Options, argv: list[str]) -> None:
-    """Write `run.json`; what an earlier run has left is moved aside, not lost."""
-    last = to_resume(options)
-    if not last or last.absolute().parent != (options.job_dir / "checkpoint").absolute():
+    """Write `run.json`; what an earlier run has left is moved aside, not lost.
+
+    Raises:
+        ValueError: --pretrained_model is among it, so that the run could not be resumed by the same command.
+    """
+    last, checkpoints = to_resume(options), (options.job_dir / "checkpoint").resolve()
+    if not last or last.resolve().parent != checkpoints:
+        if options.pretrained_model and options.pretrained_model.resolve().is_relative_to(checkpoints):
+            raise ValueError(
+                f"--pretrained_model {options.pretrained_model} is of the run in --job_dir {options.job_dir}, which a "
+                "new run moves aside: another --job_dir leaves it where it is"
+            )
         set_aside(options.job_dir, RUN)
     if not (options.job_dir / "run.json").exists():
         save_json(options.job_dir / "run.json", {"argv": argv, "options": options.to_json(), **machine.describe()})

@@ -25,16 +25,10 @@ def create_loaders(
         raise ValueError(f"--train_batch_size {options.train_batch_size}: must divide among {here.world} processes")
     share = {"rank": here.rank, "world": here.world, "limit": 6 if options.debug else None}
     train, val = data.create_loaders(**_request(options, device, screen), **share)
-    for name, loader in (("train_batch_size", train), ("eval_batch_size", val)):
-        if loader.batch_size < here.world:
-            raise ValueError(
-                f"--{name} {getattr(options, name)}: every batch is shared by {here.world} processes, and the largest "
-                f"of {loader.count} pictures has {loader.batch_size}"
-            )
-    if train.batch_size % here.world:
+    if val.batch_size < here.world:
         raise ValueError(
-            f"--train_batch_size {options.train_batch_size}: the {train.count} training pictures make one batch, which "
-            f"does not divide among {here.world} processes: a smaller batch does"
+            f"--eval_batch_size {options.eval_batch_size}: {here.world} processes share every batch, and the largest "
+            f"of {val.count} pictures has {val.batch_size}"
         )
     return train, val
 
@@ -47,20 +41,15 @@ def check_steps(options: Options, train: data.Loader, batches_per_step: int, scr
     """
     if not options.num_epochs:
         return
-    if options.train_batch_size > train.count:
-        screen.print(f"--train_batch_size {options.train_batch_size}: there are {train.count} training pictures")
-    if len(train) < batches_per_step:
-        raise ValueError(
-            f"--train_batch_size {options.train_batch_size}: the {train.count} training pictures make {len(train)} "
-            f"batch{'es' * (len(train) != 1)} an epoch{' with --debug' * options.debug}, and a step of "
-            f"--method {options.conv_type} takes {batches_per_step}"
-            + (f" with --accumulate {options.accumulate}" if options.accumulate > 1 else "")
-        )
-    used = len(train) // batches_per_step * batches_per_step * train.batch_size
-    if used < train.count and not options.debug:
+    left_over = train.left_over(batches_per_step)
+    if train.batch_size < options.train_batch_size:
         screen.print(
-            f"every epoch leaves out {train.count - used} of {train.count} training pictures, others each time: a step "
-            f"takes {batches_per_step * train.batch_size}"
+            f"--train_batch_size {options.train_batch_size}: of {train.count} pictures it is {train.batch_size}"
+        )
+    if left_over:
+        screen.print(
+            f"every epoch leaves out {left_over} of {train.count} training pictures, others each time: a step takes "
+            f"{batches_per_step * train.batch_size}"
         )
 
 

@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 
 import imagenet
+from jobs.pictures import create_loaders
 from utils.files import LOCK, NotWritten, atomic, locked, save_checkpoint, sha256
+from utils.ranks import Ranks
+from utils.report import screen
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--arch", "resnet20", "--image_size", "8", "--train_batch_size", "256", "--lr", "0.1"]
@@ -101,6 +104,15 @@ def test_a_lock_that_is_removed_while_one_waits_for_it_is_none(tmp_path, monkeyp
     assert len(taken) == 2
 
 
+def test_a_start_from_the_run_that_would_be_moved_aside_is_refused(finished: Path, words):
+    """The same command with --resume would not find the file any more."""
+    before = content(finished)
+    with pytest.raises(ValueError, match="which a new run moves aside: another --job_dir"):
+        start = ["--pretrained_model", str(finished / "checkpoint" / "final.pt")]
+        imagenet.main([*words, *start, "--job_dir", str(finished)])
+    assert content(finished) == before
+
+
 def test_a_start_that_fails_leaves_no_new_folder(tmp_path):
     with pytest.raises(ValueError, match="needs --data_path"):
         imagenet.main(["--data_set", "imagefolder", "--num_epochs", "0", "--job_dir", str(tmp_path / "new")])
@@ -116,17 +128,17 @@ def test_a_full_disk_is_told_with_the_path_and_what_is_safe(tmp_path):
         "import sys, torch\nfrom pathlib import Path\nimport resource\n"
         "from utils.files import save_checkpoint\nfrom utils.errors import answer\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "def main():\n"
-        "    save_checkpoint(Path(sys.argv[1]), {'weights': torch.zeros(100_000)})\n"
-        "sys.exit(answer('program', main))\n"
+        "save = lambda name: save_checkpoint(Path(sys.argv[1]) / name, {'weights': torch.zeros(100_000)})\n"
+        "sys.exit([answer('program', lambda: save(name)) for name in ('last.pt', 'best.pt')] != [2, 2])\n"
     )
     save_checkpoint(tmp_path / "last.pt", {"epoch": 1})
-    for name, safe in (("last.pt", "what was there before is unchanged"), ("best.pt", "no part of it was left behind")):
-        command = [sys.executable, "-c", program, str(tmp_path / name)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        reason = "no space left for a file of this size (file too large)"
-        assert done.stderr == f"program: {tmp_path / name} could not be written: {reason}; {safe}\n"
-        assert done.returncode == 2
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    reason = "could not be written: no space left for a file of this size (file too large);"
+    assert done.stderr.splitlines() == [
+        f"program: {tmp_path}/last.pt {reason} what was there before is unchanged",
+        f"program: {tmp_path}/best.pt {reason} no part of it was left behind",
+    ]
     assert os.listdir(tmp_path) == ["last.pt"]
     assert torch.load(tmp_path / "last.pt")["epoch"] == 1
 
@@ -166,6 +178,15 @@ def test_an_evaluation_that_exports_reports_what_it_exports(finished: Path, word
     assert summary["onnx_sha256"] == sha256(tmp_path / "model.onnx")
     assert {path.name for path in (tmp_path / "earlier.1").iterdir()} >= {"summary.json", "model.onnx", "deploy"}
     assert best.exists()
+
+
+def test_what_is_asked_and_not_reached_is_said_last_and_stands_in_the_report(tmp_path, capsys):
+    """Here the sparsity was to grow with training, of which there is none."""
+    imagenet.main([*TINY, "--schedule", "cubic", "--num_epochs", "0", "--job_dir", str(tmp_path)])
+    last = capsys.readouterr().out.splitlines()[-1]
+    [sentence] = json.loads((tmp_path / "summary.json").read_text())["not_reached"]
+    assert last == f"NOT REACHED: {sentence}"
+    assert f"**Not reached:** {sentence}" in (tmp_path / "summary.md").read_text()
 
 
 # What a checkpoint says about itself
@@ -262,8 +283,11 @@ def test_fewer_batches_than_a_step_needs_are_refused_before_training(tmp_path):
     data = of_folder(pictures(tmp_path / "data", "ab"))
     run = [*TINY, *data, "--num_epochs", "1", "--job_dir", str(tmp_path / "job")]
     for own, message in (
-        (["--method", "bip", "--train_batch_size", "8"], "8 training pictures make 1 batch an epoch, .* bip takes 2"),
-        (["--method", "dense", "--accumulate", "4"], "make 2 batches an epoch, .* takes 4 with --accumulate 4"),
+        (
+            ["--method", "bip", "--train_batch_size", "8"],
+            "8 pictures make 1 batches of 8, .* takes 2",
+        ),
+        (["--method", "dense", "--accumulate", "4"], "make 2 batches of 4, .* takes 4: lower .*--accumulate"),
     ):
         with pytest.raises(ValueError, match=message):
             imagenet.main([*run, *own])
@@ -274,3 +298,20 @@ def test_pictures_left_over_in_every_epoch_are_said(tmp_path, capsys):
     data = of_folder(pictures(tmp_path / "data", "ab"))
     imagenet.main([*TINY, *data, "--train_batch_size", "3", "--num_epochs", "1", "--job_dir", str(tmp_path / "job")])
     assert "every epoch leaves out 2 of 8 training pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "world", "message"),
+    [
+        (["--train_batch_size", "9"], 9, "8 pictures in a training batch: too few for 9 processes"),
+        (
+            ["--train_batch_size", "4", "--eval_batch_size", "1"],
+            2,
+            "--eval_batch_size 1: 2 processes share",
+        ),
+    ],
+)
+def test_fewer_pictures_than_processes_are_refused(words: list[str], world: int, message: str, tmp_path):
+    options = imagenet.parse([*TINY, *of_folder(pictures(tmp_path, "ab")), *words])
+    with pytest.raises(ValueError, match=message):
+        create_loaders(options, torch.device("cpu"), Ranks(0, world), screen(quiet=True))
