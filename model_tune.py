@@ -204,7 +204,7 @@ def compile_and_save(options: Options) -> None:
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)
             saved.describe(options.folder)
-        (options.folder / "deploy.md").write_text(report.markdown(saved.info))
+        files.save_text(options.folder / "deploy.md", report.markdown(saved.info))
 
 
 def complete_report(job_dir: Path) -> None:

@@ -44,8 +44,8 @@ MOMENTS = {
     "while reporting": ("utils.report", "draw", 1),
 }
 TUNING = {
-    "while compiling": ("deploy.lower", "compile_graph", 2),
-    "while measuring": ("deploy.measure", "race", 1),
+    "while compiling": ("deploy.compiler", "compile_graph", 2),
+    "while measuring": ("deploy.tuning.measure", "race", 1),
     "while the library is written": ("deploy.report", "markdown", 1),
 }
 CHILD = """
