@@ -86,7 +86,8 @@ def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
 
     if options.pretrained_model:
         checkpoint.check_normalisation(options.pretrained_model, models.read_checkpoint(options.pretrained_model))
-        facts = models.load_checkpoint(network, options.pretrained_model, parts.train.classes, fresh_classifier=True)
+        classes, reading = parts.train.classes, method.reading()
+        facts = models.load_checkpoint(network, options.pretrained_model, classes, fresh_classifier=True, **reading)
         method.accept(facts["extras"])
         if "note" in facts:
             parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
