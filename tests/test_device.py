@@ -292,8 +292,7 @@ def test_the_pretended_gpu_notices_what_a_real_one_would():
         for what, ask in waiting.items():
             gpu.reset()
             ask()
-            assert sum(gpu.waits.values()) == 1, what
-            assert what in next(iter(gpu.waits)), what
+            assert any(what in wait for wait in gpu.waits), what  # torch 2.11 makes two operators of one assignment
         gpu.reset()
         for silent in (lambda: there * 2, lambda: there.new_full((), 3.0), lambda: there[1:3], lambda: there.double()):
             silent()
