@@ -48,10 +48,18 @@ def batches(images: np.ndarray, batch: int):
 
 
 def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) -> tuple[float, float]:
-    """(largest difference / largest reference value, fraction of pictures with the same first class)."""
+    """(largest difference / largest reference value, fraction of pictures with the same first class).
+
+    ValueError if the reference holds NaN or infinity, with which nothing can be proven equal. If only `run` computes
+    such a value, the difference is infinite.
+    """
     difference = scale = same = count = 0.0
     for some in batches(images, batch):
         ours, theirs = run(some), reference(some)
+        if not np.all(np.isfinite(theirs)):
+            raise ValueError(
+                "ONNX Runtime computes NaN or infinity from these pictures, so nothing can be proven equal"
+            )
         if not np.all(np.isfinite(ours)):
             return float("inf"), 0.0
         difference = max(difference, float(np.abs(ours - theirs).max()))
