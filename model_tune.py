@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import command_line, machine
+from utils import command_line, files, machine
 from utils.declare import REQUIRED, Declared, option
 
 
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)
             saved.describe(options.folder)
-        (options.folder / "deploy.md").write_text(report.markdown(saved.info))
+        files.save_text(options.folder / "deploy.md", report.markdown(saved.info))
     except (ValueError, OSError) as error:
         print(f"model_tune.py: {error}", file=sys.stderr)
         return 2

@@ -18,8 +18,6 @@ from .targets import find_machine
 if TYPE_CHECKING:
     from .codegen.build import Compiled
 
-FORMAT_VERSION = 2  # of deploy.json: of its fields, and of the texts that name kernels
-
 
 def compile_onnx(
     path: str | Path,
@@ -64,7 +62,6 @@ def compile_graph(
     made = program.make_program(graph, aim, make_plan(costs))
     executable, weights = build.build(made.module, aim, dump)
     info = {
-        "format_version": FORMAT_VERSION,
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),

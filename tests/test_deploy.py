@@ -37,9 +37,9 @@ def run_nodes(nodes: list, shapes: dict, x: np.ndarray, machine=None, dense=Fals
     network = graph.Graph(nodes, shapes, "x", "y")
     passes.fuse_depthwise(network)
     machine = machine or targets.find_machine()
-    made = program.make_program(network, machine, layout.make_plan(cost.CostModel(network, machine, dense)))
-    executable, weights = build.build(made.module, machine)
-    return Library(executable.module, weights, {"threads": 2, "input": {"shape": x.shape}}).run(x)
+    plan, machine = layout.make_plan(cost.CostModel(network, machine, dense)), replace(machine, threads=2)
+    executable, weights = build.build(program.make_program(network, machine, plan).module, machine)
+    return Library(executable.module, weights, {"threads": 2, "input": {"name": "x", "shape": x.shape}}).run(x)
 
 
 def convolve(x, weight, bias, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1), groups=1):
@@ -655,7 +655,7 @@ def test_the_library_checks_its_pictures(tmp_path):
     library = deploy.compile_onnx(small_file(tmp_path / "m.onnx"), threads=1)
     with pytest.raises(ValueError, match="takes float32"):
         library.run(np.zeros((1, 8, 9, 8), np.float32))
-    with pytest.raises(ValueError, match=r"holds no lib\.so"):
+    with pytest.raises(ValueError, match=r"holds no deploy\.json"):
         deploy.load(tmp_path)
 
 
