@@ -32,8 +32,8 @@ def better(latency: dict, layers: list[dict]) -> str:
 def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
     """`info` and what was proven and measured: the contents of deploy.json.
 
-    found: measured_on (None: nowhere), max_relative_error, top1_agreement, latency_ms of the runtimes timed, and which
-    of them is saved.
+    found: measured_on (None: nowhere), proven_by, max_relative_error, top1_agreement, latency_ms of the runtimes timed,
+    and which of them is saved.
     """
     latency, speedup = found["latency_ms"], {}
     for key, (rival, _) in RIVALS.items():
@@ -77,7 +77,7 @@ def verdict(info: dict) -> str:
 
 def proof(info: dict) -> str:
     return (
-        f"equal to ONNX Runtime: largest relative error {info['max_relative_error']:.1e} (tolerance"
+        f"equal to {info['proven_by']}: largest relative error {info['max_relative_error']:.1e} (tolerance"
         f" {info['tolerance']:.0e}), same first class on {info['top1_agreement']:.1%} of the pictures"
     )
 

@@ -591,6 +591,26 @@ def test_the_command_writes_what_it_proved(tmp_path, capfd, monkeypatch):
     assert "pip install openvino" in told.out
 
 
+def test_a_file_that_onnx_runtime_cannot_read_is_proven_without_it(tmp_path, capsys):
+    """A newer IR version than the installed ONNX Runtime knows, for example."""
+    path = small_file(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.ir_version = onnx.IR_VERSION
+    onnx.save(model, path)
+    try:
+        measure.peer(path, 1)
+        pytest.skip("this ONNX Runtime reads it")
+    except measure.Unreadable:
+        pass
+    assert model_tune.main(["--onnx_path", str(path), "--runs", "1", "--threads", "1"]) == 0
+    told = capsys.readouterr()
+    assert "ONNX Runtime is left out: " in told.out
+    written = json.loads((tmp_path / "deploy" / "deploy.json").read_text())
+    assert {"tvm_dense", "tvm_sparse"} <= written["latency_ms"].keys() <= {"openvino_dense", "tvm_dense", "tvm_sparse"}
+    assert written["max_relative_error"] < 1e-5
+    assert "equal to onnx's reference evaluator" in (tmp_path / "deploy" / "deploy.md").read_text()
+
+
 def test_openvino_is_a_peer_where_it_is_installed(tmp_path, capsys):
     pytest.importorskip("openvino")
     path = small_file(tmp_path / "m.onnx")

@@ -9,6 +9,18 @@ import numpy as np
 from ..runtime.library import Library, bind, set_threads
 
 
+class Unreadable(ValueError):
+    """A runtime is installed, but does not read the file."""
+
+
+def evaluator(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in the onnx package's own reference evaluator, which is slow, as a function of the images."""
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(str(path))
+    return lambda images: session.run(None, {session.input_names[0]: images})[0]
+
+
 def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images."""
     try:
@@ -19,7 +31,11 @@ def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has many kinds
+        reason = " ".join(str(error).split())
+        raise Unreadable(f"ONNX Runtime {onnxruntime.__version__} cannot read {path}: {reason}") from error
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]
 
