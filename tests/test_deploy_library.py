@@ -17,7 +17,9 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("tvm")
 import tvm
-from onnx import helper
+from onnx import TensorProto, helper
+from onnx import load as load_onnx
+from onnx import save as save_onnx
 from test_deploy import OTHER, block_weight, onnx_file, small_file
 
 import deploy
@@ -107,6 +109,24 @@ def test_the_program_is_dumped_after_each_pass(tmp_path):
     assert "b (1, 16, 8, 8) = Conv(x; activation=('hard_swish',), weight=float32[16, 8, 1, 1]" in last
     assert "T.prim_func" in files[-2].read_text()
     assert "R.vm.alloc_storage" in files[-1].read_text()
+
+
+def test_a_network_of_several_outputs_gives_each_by_its_name(tmp_path):
+    """Also one that other nodes read, so that it must not be computed away, and one that is only another name."""
+    path = small_file(tmp_path / "m.onnx")
+    model = load_onnx(path)
+    model.graph.node.append(helper.make_node("Identity", ["a"], ["same"]))
+    for name, rank in (("d", 2), ("same", 4)):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank))
+    save_onnx(model, path)
+    assert tune(path) == 0
+    images = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
+    with deploy.load(tmp_path / "deploy") as library:
+        assert library.outputs == {"y": (1, 5), "d": (1, 16), "same": (1, 16, 8, 8)}
+        found, right = library.run(images), measure.peer(path, 1)(images)
+    assert list(found) == ["y", "d", "same"]
+    for name, values in right.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
 
 # the folder

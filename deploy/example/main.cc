@@ -137,7 +137,9 @@ int main(int argc, char** argv) try {
   for (size_t at = header; at + 4 * floats <= file.size(); at += 4 * floats) {
     void* images = std::aligned_alloc(64, (4 * floats + 63) / 64 * 64);
     std::copy_n(file.data() + at, 4 * floats, static_cast<char*>(images));
-    ffi::Tensor logits = network(View(images, ffi::Shape(shape), DLDataType{kDLFloat, 32, 1})).cast<ffi::Tensor>();
+    ffi::Any made = network(View(images, ffi::Shape(shape), DLDataType{kDLFloat, 32, 1}));
+    auto alone = made.as<ffi::Tensor>();  // several outputs come as an array, of which the first one counts here
+    ffi::Tensor logits = alone ? *alone : made.cast<ffi::Array<ffi::Tensor>>()[0];
     std::free(images);
     const int64_t classes = logits.numel() / shape[0];
     for (int64_t picture = 0; picture < shape[0]; ++picture) {

@@ -198,15 +198,16 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
     except (ValueError, TypeError, MemoryError) as error:
         raise ValueError(f"--onnx_path {path} has a damaged initialiser ({str(error).splitlines()[0]})") from error
     inputs = [i for i in model.graph.input if i.name not in reader.constants]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
+    if len(inputs) != 1 or not model.graph.output:
         raise ValueError(
-            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one of each is supported"
+            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one input is supported"
         )
     reader.shapes[inputs[0].name] = _input_shape(path, inputs[0], batch, image_size)
     if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise ValueError(f"{path} does not take float32 pictures")
     reader.read_all(model.graph.node)
-    output = reader.tensor(model.graph.output[0].name)
-    if output not in reader.shapes or output == inputs[0].name:
-        raise ValueError(f"{path}: the output does not depend on the input")
-    return Graph(reader.nodes, reader.shapes, inputs[0].name, output)
+    outputs = {output.name: reader.tensor(output.name) for output in model.graph.output}
+    for label, tensor in outputs.items():
+        if tensor not in reader.shapes or tensor == inputs[0].name:
+            raise ValueError(f"{path}: the output {label!r} does not depend on the input")
+    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs)

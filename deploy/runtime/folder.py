@@ -67,12 +67,13 @@ def _plausible(info: dict) -> bool:
         if np.dtype(kind).kind not in "fiu" or (end - start) % np.dtype(kind).itemsize:
             return False
         at = end
-    shapes = [info["input"]["shape"], info["output"]["shape"]]
+    tensors = [info["input"], *info["outputs"]]
     needs = info["requires"]
     return (
         at <= info["files"][WEIGHTS]["bytes"]
-        and all(_natural(n) and n for shape in shapes for n in shape)
-        and all(isinstance(info[tensor]["name"], str) for tensor in ("input", "output"))
+        and len(tensors) > 1
+        and all(_natural(n) and n for tensor in tensors for n in tensor["shape"])
+        and all(isinstance(tensor["name"], str) for tensor in tensors)
         and (_natural(info["threads"]) and 1 <= info["threads"] <= MOST_THREADS)
         and isinstance(needs["architecture"], str)
         and all(isinstance(feature, str) for feature in needs["features"])

@@ -82,14 +82,16 @@ class Library:
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """The shape of every output by its name."""
-        return {self.info["output"]["name"]: tuple(self.info["output"]["shape"])}
+        return {output["name"]: tuple(output["shape"]) for output in self.info["outputs"]}
 
     @property
     def runs_here(self) -> bool:
         return not lacking(self.info.get("requires", {}))
 
-    def run(self, images: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, images: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
         """Logits of the images: float32 (B, C, H, W), or {the input's name: such an array}.
+
+        A network of several outputs gives {name: array}.
 
         ValueError for other shapes, types or names, after `close`, and where the processor cannot run the library.
         """
@@ -105,14 +107,14 @@ class Library:
             raise ValueError(f"this library takes float32 {shape}, not {images.dtype} {images.shape}")
         return call(self._run, self.info["threads"], np.ascontiguousarray(images))
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, images: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         import tvm
 
         try:
             network = self._idle.pop()
         except IndexError:
             network = self._machine()
-        logits = network(tvm.runtime.tensor(images)).numpy()
+        logits = arrays(network(tvm.runtime.tensor(images)), self.info)
         if not self._closed:  # after an error, the machine is left alone, too
             self._idle.append(network)
         return logits
@@ -141,6 +143,13 @@ class Library:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def arrays(made, info: dict) -> np.ndarray | dict[str, np.ndarray]:
+    """What TVM's virtual machine made, one tensor or several, as `Library.run` gives it."""
+    if len(info.get("outputs", ())) <= 1:
+        return made.numpy()
+    return {output["name"]: tensor.numpy() for output, tensor in zip(info["outputs"], made, strict=True)}
 
 
 def check(info: dict, what: str) -> None:

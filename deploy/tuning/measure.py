@@ -18,7 +18,7 @@ def evaluator(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(str(path))
-    return lambda images: session.run(None, {session.input_names[0]: images})[0]
+    return lambda images: _named(session.output_names, session.run(None, {session.input_names[0]: images}))
 
 
 def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -36,8 +36,13 @@ def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     except Exception as error:  # it has many kinds
         reason = " ".join(str(error).split())
         raise Unreadable(f"ONNX Runtime {onnxruntime.__version__} cannot read {path}: {reason}") from error
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    return lambda images: _named(outputs, session.run(None, {name: images}))
+
+
+def _named(names: list[str], arrays: list[np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+    """As `Library.run` gives them: one array alone, several by name."""
+    return arrays[0] if len(arrays) == 1 else dict(zip(names, arrays, strict=True))
 
 
 def openvino_peer(path: str | Path, threads: int, shape: list[int]) -> Callable[[np.ndarray], np.ndarray]:
@@ -66,23 +71,24 @@ def batches(images: np.ndarray, batch: int):
 def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) -> tuple[float, float]:
     """(largest difference / largest reference value, fraction of pictures with the same first class).
 
-    ValueError if the reference holds NaN or infinity, with which nothing can be proven equal. If only `run` computes
-    such a value, the difference is infinite.
+    Of several outputs the largest relative difference counts, and the classes of the first one. ValueError if the
+    reference holds NaN or infinity, with which nothing can be proven equal. If only `run` computes such a value, the
+    difference is infinite.
     """
-    difference = scale = same = count = 0.0
+    difference, scale, same, count = [], [], 0.0, 0
     for some in batches(images, batch):
         ours, theirs = run(some), reference(some)
-        if not np.all(np.isfinite(theirs)):
-            raise ValueError(
-                "ONNX Runtime computes NaN or infinity from these pictures, so nothing can be proven equal"
-            )
-        if not np.all(np.isfinite(ours)):
+        pairs = [(ours[name], theirs[name]) for name in theirs] if isinstance(theirs, dict) else [(ours, theirs)]
+        if not all(np.all(np.isfinite(right)) for _, right in pairs):
+            raise ValueError("the reference computes NaN or infinity from these pictures: nothing can be proven equal")
+        if not all(np.all(np.isfinite(made)) for made, _ in pairs):
             return float("inf"), 0.0
-        difference = max(difference, float(np.abs(ours - theirs).max()))
-        scale = max(scale, float(np.abs(theirs).max()))
-        same += float((ours.reshape(batch, -1).argmax(1) == theirs.reshape(batch, -1).argmax(1)).sum())
-        count += batch
-    return difference / scale if scale else difference, same / count
+        difference.append([float(np.abs(made - right).max()) for made, right in pairs])
+        scale.append([float(np.abs(right).max()) for _, right in pairs])
+        made, right = (values.reshape(batch, -1).argmax(1) for values in pairs[0])
+        same, count = same + float((made == right).sum()), count + batch
+    worst = zip(np.max(difference, axis=0).tolist(), np.max(scale, axis=0).tolist(), strict=True)
+    return max(largest / (of or 1.0) for largest, of in worst), same / count
 
 
 def timer(run: Callable, pause: float = 0.02) -> Callable[[np.ndarray, int], list[float]]:
