@@ -5,8 +5,13 @@
 Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the
 outputs equal to ONNX Runtime's, times these three and OpenVINO, if there is one, in turns, and writes lib.so,
 weights.bin, deploy.json and deploy.md. With --rpc the library runs on another computer. Needs no PyTorch.
+
+    python model_tune.py --benchmark job/deploy --sessions 4 --runs 200
+
+Times a library that was written: latency and throughput with so many threads that call it at once.
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -69,6 +74,7 @@ class ProofOptions(Declared):
     )
     tolerance: float = option(1e-4, "largest relative error that is accepted", within="[0, inf)")
     runs: int = option(200, "timed calls of each runtime", within="[1, inf)")
+    profile: bool = option(False, "measure every kernel of the saved library, and write its table into deploy.md")
     out: str | None = option(None, "folder to write; default: deploy/ beside the file")
     dump_dir: str | None = option(None, "folder for the program after each pass, as text")
 
@@ -85,6 +91,8 @@ class Options(NetworkOptions, ProcessorOptions, ProofOptions):  # in the order o
             )
         if self.key and not self.rpc:
             raise ValueError(f"--key {self.key} names a device of a tracker: --rpc HOST:PORT is missing")
+        if self.profile and self.rpc:
+            raise ValueError("--profile measures on this computer, and cannot be given with --rpc")
         if not self.rpc and (self.threads or 0) > machine.cores():
             raise ValueError(f"--threads {self.threads}: this computer has {machine.cores()} cores")
         there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
@@ -168,8 +176,40 @@ def prove(options: Options, device, sparse, dense) -> dict:
     }
 
 
+def show_profile(library, runs: int) -> dict:
+    """What every kernel of the library takes, printed as a table."""
+    from deploy import report
+    from deploy.tuning import profile
+
+    images = np.random.default_rng(0).standard_normal(library.info["input"]["shape"]).astype(np.float32)
+    found = profile.profile(library, library.machine, images, runs)
+    print("\n".join(report.profile_table(found)))
+    return found
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Declared):
+    """A saved library"""
+
+    benchmark: str = option(REQUIRED, "folder of a library that model_tune.py wrote (required)")
+    sessions: int = option(1, "threads that call it at once", within="[1, 1024]")
+    runs: int = option(200, "calls of each", within="[1, inf)")
+
+
+def benchmark(argv: list[str]) -> int:
+    """Print latency and throughput of a saved library as JSON."""
+    options = command_line.parse(argv, BenchmarkOptions, __doc__)
+    from deploy.tuning import profile
+
+    print(json.dumps(profile.benchmark(options.benchmark, options.sessions, options.runs), indent=1))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
+        argv = sys.argv[1:] if argv is None else argv
+        if any(word.partition("=")[0] == "--benchmark" for word in argv):
+            return benchmark(argv)
         options = parse(argv)
         from deploy import compiler, dump, report
         from deploy.onnx import blocks, passes, reader
@@ -191,6 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         saved.save(options.folder)
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)
+            if options.profile:
+                saved.info["profile"] = show_profile(saved, options.runs)
             saved.describe(options.folder)
         files.save_text(options.folder / "deploy.md", report.markdown(saved.info))
     except (ValueError, OSError) as error:

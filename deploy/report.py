@@ -109,6 +109,20 @@ def measured(info: dict) -> list[str]:
     return lines
 
 
+def profile_table(found: dict) -> list[str]:
+    """What tuning/profile.py found of every kernel, in Markdown."""
+    peak, total = found["peak_gflops"], sum(row["ms"] for row in found["kernels"])
+    lines = ["| kernel | ms | of all | GFLOP/s | of peak | MB | layers |", "|---|---|---|---|---|---|---|"]
+    for row in found["kernels"]:
+        rate = f"{row['gflops']:.1f} | {row['gflops'] / peak:.0%}" if "gflops" in row else " | "
+        lines.append(
+            f"| {row['kernel']} | {row['ms']:.4f} | {row['ms'] / total:.1%} | {rate} | {row['bytes'] / 1e6:.3f} |"
+            f" {', '.join(row.get('layers', []))} |"
+        )
+    told = "GFLOP/s count multiply-adds with kept weights; the peak is that of multiply-adds in registers"
+    return [*lines, "", f"{total:.4f} ms in kernels. {told}: {peak} GFLOP/s."]
+
+
 def markdown(info: dict) -> str:
     v = {name: number for name, number in info["versions"].items() if number}
     how = f"by measuring ({info['tuned']})" if info["tuned"] else "by a rule"
@@ -123,6 +137,7 @@ def markdown(info: dict) -> str:
         "",
         f"Command: `{' '.join(info['command'])}`",
         "",
+        *([*profile_table(info["profile"]), ""] if "profile" in info else []),
         "| layer | shape | pixels | N | density | kernel |",
         "|---|---|---|---|---|---|",
         *(

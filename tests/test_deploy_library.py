@@ -129,6 +129,39 @@ def test_a_network_of_several_outputs_gives_each_by_its_name(tmp_path):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
 
+def test_every_kernel_is_profiled(tmp_path, capsys):
+    """The rows of a network of one convolution: what it moves, and its rate on the kept weights alone."""
+    path = small_file(tmp_path / "m.onnx", x=(1, 8, 16, 16))
+    assert tune(path, "--profile") == 0
+    info, text = written(tmp_path / "deploy")
+    rows = info["profile"]["kernels"]
+    assert [name for row in rows for name in row.get("layers", [])] == ["conv", "classifier"]
+    (conv,) = [row for row in rows if row.get("layers") == ["conv"]]
+    density = info["layers"][0]["density"]
+    np.testing.assert_allclose(conv["gflops"] * conv["ms"] * 1e6, 2 * 16 * 8 * density * 256, rtol=0.05)
+    assert conv["bytes"] >= 4 * 256 * (8 + 16)  # its input and its output
+    assert all(0 < row["gflops"] < 2 * info["profile"]["peak_gflops"] for row in rows if "gflops" in row)
+    assert "| kernel | ms | of all | GFLOP/s | of peak | MB | layers |" in text
+    assert f"| {conv['kernel']} |" in capsys.readouterr().out
+    assert deploy.load(tmp_path / "deploy").info["profile"] == info["profile"]
+    assert tune(path, "--profile", "--rpc", "127.0.0.1:1") == 2
+
+
+def test_a_saved_library_is_timed_with_several_callers(tmp_path, two, capsys):
+    (made, _), _, _ = two
+    made.save(tmp_path / "out")
+    capsys.readouterr()
+    assert model_tune.main(["--benchmark", str(tmp_path / "out"), "--sessions", "3", "--runs", "20"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["sessions"], found["runs"], found["batch"], found["threads"]) == (3, 20, 1, 2)
+    latency = [found["latency_ms"][name] for name in ("p10", "p50", "p90", "p99")]
+    assert latency == sorted(latency)
+    assert 0 < found["images_per_second"] < 3 * 1000 / latency[0] * 10
+    for words in (["--benchmark", str(tmp_path)], ["--benchmark"], ["--benchmark", str(tmp_path), "--sessions", "0"]):
+        assert model_tune.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 # the folder
 
 

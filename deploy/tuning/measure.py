@@ -125,6 +125,11 @@ def race(timers: dict[str, Callable], images: np.ndarray, runs: int, block: int 
 
 def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[str, float]]:
     """(name, median milliseconds) of every kernel, in the order in which one run calls them."""
+    return [(name, ms) for name, ms, _ in kernel_calls(library, images, runs)]
+
+
+def kernel_calls(library: Library, images: np.ndarray, runs: int) -> list[tuple[str, float, int]]:
+    """(name, median milliseconds, bytes of its arguments and result) of every kernel that one run calls, in order."""
     import tvm
 
     set_threads(library.info["threads"])
@@ -135,7 +140,8 @@ def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[
         if before:
             started.append(time.perf_counter())
         elif started and not name.startswith("vm."):
-            calls.append((name, (time.perf_counter() - started[-1]) * 1e3))
+            taken = (time.perf_counter() - started[-1]) * 1e3
+            calls.append((name, taken, sum(_bytes(argument) for argument in arguments)))
         return 0  # go on
 
     machine.set_instrument(instrument)
@@ -143,5 +149,11 @@ def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[
     for _ in range(runs + 2):
         calls.clear()
         machine["network"](images)
-        taken.append([ms for _, ms in calls])
-    return list(zip((name for name, _ in calls), np.median(taken[2:], axis=0).tolist(), strict=True))
+        taken.append([ms for _, ms, _ in calls])
+    medians = np.median(taken[2:], axis=0).tolist()
+    return [(name, ms, size) for (name, _, size), ms in zip(calls, medians, strict=True)]
+
+
+def _bytes(value) -> int:
+    shape = getattr(value, "shape", None)
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(str(value.dtype)).itemsize if shape is not None else 0
