@@ -7,6 +7,7 @@ import numpy as np
 from .operators import title
 
 MOST_VALUES = 2**29  # of a tensor: kernels count in 32 bits, and a halo and padding come on top
+MOST_PIXELS, LONGEST = 2**22, 2**18  # of a map and of its sides: the places of its tiles are listed one by one
 MOST_CONSTANTS = 2**28  # values of all constants that are computed here, together
 MOST_TAPS = 1024  # of a window, for each of which there is code
 SMALL = 4096  # values of a constant whose values may decide a shape
@@ -58,6 +59,11 @@ def inferred(node, opsets: dict[str, int], shapes: dict, constants: dict) -> dic
             outputs[name] = tuple(dim.dim_value for dim in dims)
             check_size(node, outputs[name])
     return outputs
+
+
+def small_map(shape) -> bool:
+    """Whether a tensor is no map, or one of a size that can be compiled in seconds."""
+    return len(shape) != 4 or (math.prod(shape[2:]) <= MOST_PIXELS and max(shape[2:]) <= LONGEST)
 
 
 def check_size(node, shape) -> None:

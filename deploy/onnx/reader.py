@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred
+from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, small_map
 from .graph import Graph, Node
 from .operators import READERS, name, title
 
@@ -115,6 +115,9 @@ class _Reader:
         return self.shapes[self.tensor(name)]
 
     def add(self, make: type, node, inputs: list[str], shape, **fields) -> None:
+        shape = tuple(shape)
+        if not small_map(shape):
+            raise ValueError(f"{title(node)} makes a map of {shape[2]} x {shape[3]}, which is too large to be compiled")
         self.put(make, node, inputs, node.output[0], shape, **fields)
 
     def put(self, make: type, node, inputs: list[str], output: str, shape, **fields) -> str:
@@ -171,8 +174,8 @@ def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | 
         dims[0] = batch or 1
     elif batch not in (None, dims[0]):
         raise ValueError(f"--batch {batch}: {path} was exported for a batch of {dims[0]}")
-    if np.prod(dims, dtype=float) > MOST_VALUES:
-        raise ValueError(f"{path} takes pictures {tuple(dims)}, which hold more than {MOST_VALUES} values")
+    if np.prod(dims, dtype=float) > MOST_VALUES or not small_map(dims):
+        raise ValueError(f"{path} takes pictures {tuple(dims)}, which are too large to be compiled")
     return tuple(dims)
 
 
