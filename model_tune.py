@@ -16,11 +16,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from utils import command_line, files, machine
+from utils import command_line, errors, files, machine
 from utils.declare import REQUIRED, Declared, option
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -110,8 +112,10 @@ def parse(argv: list[str] | None = None) -> Options:
     return command_line.parse(sys.argv[1:] if argv is None else argv, Options, __doc__)
 
 
-def pictures(options: Options, shape: list[int]) -> np.ndarray:
+def pictures(options: Options, shape: list[int]) -> "np.ndarray":
     """Random pictures, and the given ones behind them: (B, *shape[1:])."""
+    import numpy as np
+
     random = np.random.default_rng(0).standard_normal((4 * shape[0], *shape[1:])).astype(np.float32)
     beside = Path(options.onnx_path).parent / "inputs.npy"
     path = Path(options.images) if options.images else beside
@@ -126,8 +130,10 @@ def pictures(options: Options, shape: list[int]) -> np.ndarray:
     return np.concatenate([random, given])
 
 
-class Differs(Exception):
+class Differs(ValueError):
     """A library computes something else than the reference."""
+
+    status = 1
 
 
 def prove(options: Options, device, sparse, dense) -> dict:
@@ -178,6 +184,8 @@ def prove(options: Options, device, sparse, dense) -> dict:
 
 def show_profile(library, runs: int) -> dict:
     """What every kernel of the library takes, printed as a table."""
+    import numpy as np
+
     from deploy import report
     from deploy.tuning import profile
 
@@ -196,38 +204,55 @@ class BenchmarkOptions(Declared):
     runs: int = option(200, "calls of each", within="[1, inf)")
 
 
-def benchmark(argv: list[str]) -> int:
+def benchmark(argv: list[str]) -> None:
     """Print latency and throughput of a saved library as JSON."""
     options = command_line.parse(argv, BenchmarkOptions, __doc__)
     from deploy.tuning import profile
 
     print(json.dumps(profile.benchmark(options.benchmark, options.sessions, options.runs), indent=1))
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        argv = sys.argv[1:] if argv is None else argv
-        if any(word.partition("=")[0] == "--benchmark" for word in argv):
-            return benchmark(argv)
-        options = parse(argv)
+    """The exit status: 0, 1 if a library computes something else, 2 for whatever else is wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--benchmark" for word in argv):
+        return errors.answer("model_tune.py", lambda: benchmark(argv))
+    return errors.answer("model_tune.py", lambda: tune(parse(argv)))
+
+
+def tune(options: Options) -> None:
+    """Compile, prove, measure, write. Raises ValueError and OSError, of one line, for whatever is wrong."""
+    # A folder belongs to one process at a time; deploy/ is part of the folder of the run that exported the file.
+    job_dir = options.folder.parent
+    ours = options.folder == Path(options.onnx_path).parent / "deploy" and (job_dir / "summary.json").exists()
+    with files.locked(job_dir if ours else options.folder):
+        compile_and_save(options)
+        print(f"wrote {options.folder / 'lib.so'}, weights.bin, deploy.json, deploy.md")
+        if ours:
+            complete_report(job_dir)
+
+
+def compile_and_save(options: Options) -> None:
+    """Write the faster of the two libraries, proven equal, and how it was made."""
+    with errors.uninterrupted():
         from deploy import compiler, dump, report
         from deploy.onnx import blocks, passes, reader
         from deploy.runtime import remote, startup
 
-        write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
-        network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
-        network = passes.simplify(network, write)
-        blocks.check(network, options.bsr)
-        device = remote.Device(options.rpc, options.key) if options.rpc else None
-        common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
-        sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
-        dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
-        found = prove(options, device, sparse, dense)
-        found["saved"] = report.better(found["latency_ms"], sparse.info["layers"])
-        saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
-        saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
-        report.show(saved.info)
+    write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
+    network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
+    network = passes.simplify(network, write)
+    blocks.check(network, options.bsr)
+    device = remote.Device(options.rpc, options.key) if options.rpc else None
+    common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
+    sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
+    dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
+    found = prove(options, device, sparse, dense)
+    found["saved"] = report.better(found["latency_ms"], sparse.info["layers"])
+    saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
+    saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
+    report.show(saved.info)
+    with files.writing(options.folder, safe=f"{options.onnx_path} is as it was"):
         saved.save(options.folder)
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)
@@ -235,19 +260,16 @@ def main(argv: list[str] | None = None) -> int:
                 saved.info["profile"] = show_profile(saved, options.runs)
             saved.describe(options.folder)
         files.save_text(options.folder / "deploy.md", report.markdown(saved.info))
-    except (ValueError, OSError) as error:
-        print(f"model_tune.py: {error}", file=sys.stderr)
-        return 2
-    except Differs as error:
-        print(f"model_tune.py: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {options.folder / 'lib.so'}, weights.bin, deploy.json, deploy.md")
-    job_dir = Path(options.onnx_path).parent
-    if options.folder == job_dir / "deploy" and (job_dir / "summary.json").exists():
-        from utils import report as job_report
 
-        job_report.write(job_dir, job_report.screen())  # the report of imagenet.py, complete now
-    return 0
+
+def complete_report(job_dir: Path) -> None:
+    """Write the report of imagenet.py again, with the times of the library if it was made from that run's export."""
+    from utils import report
+
+    summary = report.read(job_dir)
+    if summary and not report.latency_of(job_dir, summary):
+        print(f"{job_dir / 'summary.md'} shows no times: the library was made from another file, or not timed here")
+    report.write(job_dir, report.screen())
 
 
 if __name__ == "__main__":

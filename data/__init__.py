@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,22 +50,22 @@ def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
 
 
 def check(data_set: str, **request) -> list[str]:
-    """Decodes every picture of the training and the validation folders; `path: reason` for each that does not decode.
+    """Decodes every picture to train and to validate; `path: reason` for each that does not decode, or is not read.
 
-    A data set that is not a folder of pictures has none. The arguments and errors are those of `create_loaders`.
+    A data set that is not made of encoded pictures has none. The arguments and errors are those of `create_loaders`.
     """
     known(data_set)
-    from data.sources import SAMPLES, Request, decode_all
+    from data.sources import SAMPLES, UNREAD, Request, decode_all
 
     request = Request(**request)
-    samples = [s for part in SAMPLES[data_set](request).values() for s in part] if data_set in SAMPLES else []
-    problems = []
-    for number, problem in enumerate(decode_all(samples), start=1):
+    parts = list(SAMPLES[data_set](request).values()) if data_set in SAMPLES else []
+    problems, count = [], sum(map(len, parts))
+    for number, problem in enumerate(chain.from_iterable(map(decode_all, parts)), start=1):
         if problem:
             problems.append(problem)
         if number % 100_000 == 0:
-            request.say(f"{number} of {len(samples)} pictures decoded, {len(problems)} bad")
-    return problems
+            request.say(f"{number} of {count} pictures decoded, {len(problems)} bad")
+    return problems + (UNREAD[data_set](request) if data_set in UNREAD else [])
 
 
 def known(data_set: str) -> DataSet:

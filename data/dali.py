@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from data.folder import chance_of, enlarged, piece, readable
+from data.folder import chance_of, digest_of, enlarged, piece, readable
 from data.loader import Loader
 
 AHEAD = 2  # batches under way while one is used
+DEEP_FORMATS = (".tif", ".tiff", ".ppm", ".pgm")  # DALI misreads those whose pixels PIL opens as 32-bit numbers
 
 
 class DaliLoader(Loader):
@@ -22,9 +23,15 @@ class DaliLoader(Loader):
             import nvidia.dali.experimental.dynamic as dali
         except ImportError:
             raise ValueError("--use_dali needs DALI: pip install nvidia-dali-cuda130") from None
+        for path, _ in samples:
+            if path.lower().endswith(DEEP_FORMATS) and _mode(path) in ("I", "F"):
+                raise ValueError(f"--use_dali: {path}: DALI misreads pixels of PIL's mode {_mode(path)}")
         dali.set_num_threads(max(workers, 1))
         self.samples, self.size, self.skip_bad, self._dali = list(samples), size, skip_bad, dali
         self._device = "cpu" if device.type == "cpu" else f"gpu:{device.index or 0}"
+
+    def _digest(self) -> str:
+        return digest_of(self.samples)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         with ThreadPoolExecutor(1, initializer=self._enter) as background:
@@ -53,14 +60,27 @@ class DaliLoader(Loader):
                 for number in numbers:
                     self.samples[number] = readable(self.samples, number, self.skip_bad)[1]
                 if before == [self.samples[number] for number in numbers]:
-                    raise ValueError(f"--use_dali: DALI says {_cause(error)}") from None
+                    raise ValueError(f"--use_dali: {self._culprit(numbers)}: DALI says {_cause(error)}") from None
+
+    def _culprit(self, numbers: list[int]) -> str:
+        """The path of the first picture that DALI cannot read alone."""
+        for number in numbers:
+            try:
+                self._dali.as_tensor(self._cut([number])).torch()
+            except RuntimeError:
+                return self.samples[number][0]
+        return "a batch"
 
     def _cut(self, numbers: list[int]):
         """DALI's batch of (size, size, 3) pictures."""
+        from PIL import Image
+
         dali = self._dali
         paths = [torch.frombuffer(bytearray(self.samples[number][0].encode()), dtype=torch.uint8) for number in numbers]
         files = dali.io.file.read(dali.as_batch(paths))
         shapes = dali.as_tensor(dali.peek_image_shape(files, adjust_orientation=False)).torch().tolist()
+        if any(height * width > 2 * Image.MAX_IMAGE_PIXELS for height, width, _ in shapes):
+            raise RuntimeError("a picture declares too many pixels")
         how = {"device": self._device, "adjust_orientation": False}
         if self.train:
             pieces = [
@@ -76,6 +96,16 @@ class DaliLoader(Loader):
         images = dali.resize(images, size=dali.as_batch(torch.tensor(sizes).float()))
         corner = (torch.tensor(sizes) - self.size).div(2).round().int()  # to even, as torchvision's CenterCrop
         return dali.slice(images, start=dali.as_batch(corner), shape=[self.size, self.size], axis_names="HW")
+
+
+def _mode(path: str) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.mode
+    except Exception:  # no picture: that is said when it is its turn
+        return ""
 
 
 def _cause(error: BaseException) -> str:

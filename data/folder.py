@@ -3,12 +3,18 @@
 Chance is drawn here, from (seed, epoch, picture) alone, so every loader cuts the same piece out of the same picture.
 """
 
+import contextlib
+import hashlib
 import io
 import math
+import os
 import random
+import signal
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from data.loader import Loader
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
+TIFF_PHOTOMETRIC = 262  # the tag that says whether zero is black or white
+BLANK = 1 << 24  # pixels: above, a file must have so many bytes that there may be something to see
+SIZED = 20_000  # of how many files at most the digest of a data set holds the size: asking takes long on a network
 SPARE = 20  # how many pictures in a row may be bad before skipping them ends
 
 
@@ -76,9 +85,13 @@ class FolderLoader(Loader):
             batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_stopping_to_the_run,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, so that iterating leaves the run's random state alone
         )
+
+    def _digest(self) -> str:
+        return digest_of(self._loader.dataset.samples)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         self._plan.epoch, self._plan.batches = self.epoch, plan
@@ -87,6 +100,30 @@ class FolderLoader(Loader):
                 yield images.permute(0, 3, 1, 2), labels
         except ValueError as error:  # a worker's comes wrapped in its whole traceback
             raise ValueError(str(error).rstrip().splitlines()[-1].removeprefix("ValueError: ")) from None
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: one that decodes must not die before the run has saved itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def digest_of(samples) -> str:
+    """A digest of the names of all pictures and of the sizes of an even choice of them, wherever their folder stands.
+
+    Args:
+        samples: as `FolderLoader` takes them; those that are no files have `names`, and the `file` that they are in.
+    """
+    digest = hashlib.sha256()
+    if hasattr(samples, "names"):
+        names, paths = samples.names, [str(samples.file)]
+    else:
+        paths = [path for path, _ in samples]
+        names = (os.sep.join(path.split(os.sep)[-2:]) for path in paths)  # the class folder, and the picture
+    for name in names:
+        digest.update(f"{name}\n".encode(errors="surrogateescape"))
+    for path in paths[:: -(-len(paths) // SIZED) or 1]:
+        digest.update(f"{os.path.getsize(path)}\n".encode())
+    return digest.hexdigest()
 
 
 class _Plan:
@@ -146,20 +183,53 @@ def readable(samples: list[tuple[str, int]], number: int, skip_bad: bool) -> tup
 
 
 def decode(source: str | Encoded) -> Tensor:
-    """The picture in a file as RGB, uint8 (3, H, W), wholly decoded. Raises ValueError that names the file."""
-    from PIL import Image
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    """The picture in a file as RGB, uint8 (3, H, W), wholly decoded.
+
+    A transparent picture shows the colours that it stores, and 16 bits are rounded to 8, as DALI does both.
+
+    Raises:
+        ValueError: names the file: no picture, a damaged one, one that declares more pixels than PIL allows, or one
+            whose pixels have no agreed black and white.
+    """
+    from PIL import Image, UnidentifiedImageError
+    from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
-        named = isinstance(source, str)
-        content = read_file(source) if named else torch.frombuffer(bytearray(source.content), dtype=torch.uint8)
-        return decode_jpeg(content, ImageReadMode.RGB)
-    except (RuntimeError, ValueError):  # no JPEG, or a bad one: PIL reads everything else, and says best what is wrong
-        pass
-    try:
-        with Image.open(source if isinstance(source, str) else io.BytesIO(source.content)) as picture:
-            return pil_to_tensor(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        content = bytearray(_content(source))
+        with Image.open(io.BytesIO(content)) as picture:  # reads the header only, and checks the size that it declares
+            width, height = picture.size
+            if width * height > max(BLANK, 1000 * len(content)):  # no picture but an empty one is coded so tightly
+                raise ValueError(f"declares {width}x{height} pixels in {len(content)} bytes")
+            if picture.format in ("JPEG", "MPO"):
+                with contextlib.suppress(RuntimeError):  # of a bad one; PIL says best what is wrong
+                    return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
+            return pil_to_tensor(_in_eight_bits(picture).convert("RGB"))
+    except Exception as error:  # damaged pictures raise many types: OSError, SyntaxError, struct.error, EOFError, ...
         name = source if isinstance(source, str) else source.name
-        raise ValueError(f"{name}: not a picture that decodes ({str(error).splitlines()[0]})") from None
+        known = not isinstance(error, UnidentifiedImageError)  # its text is about our buffer
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0] if known else "of no known format"
+        raise ValueError(f"{name}: not a picture that decodes ({reason})") from None
+
+
+def _content(source: str | Encoded) -> bytes:
+    if isinstance(source, Encoded):
+        return source.content
+    if not stat.S_ISREG(os.stat(source).st_mode):  # reading a pipe would wait for ever
+        raise ValueError("not a regular file")
+    with open(source, "rb") as file:
+        return file.read()
+
+
+def _in_eight_bits(picture):
+    """A PIL image of at most 8 bits a channel. PIL itself would cut 16 bits off at 255, so that all becomes white."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:
+            raise ValueError("16 bits in which zero is white")
+        return Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        kind = "integers" if picture.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are 32-bit {kind}, of which no rule says what is white; store 8 or 16 bits")
+    return picture

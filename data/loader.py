@@ -4,6 +4,7 @@ What a batch holds depends on (seed, epoch, picture) alone: not on how many work
 was interrupted. So the position in the epoch is all the state there is.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,9 @@ class Loader:
     Args:
         rank, world: of every batch, this process takes picture `rank` of each `world`.
         limit: batches an epoch at most.
+
+    Raises:
+        ValueError: a training batch has fewer pictures than there are processes, or there is no picture at all.
 
     Attributes:
         classes: class names; a label is an index into them.
@@ -43,6 +47,12 @@ class Loader:
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
         self.rank, self.world, self.limit = rank, world, limit
         self.batch_size = min(batch_size, count)
+        if not count:
+            raise ValueError(f"no picture to {'train' if train else 'validate'} on")
+        if train and self.batch_size < world:
+            raise ValueError(f"{self.batch_size} pictures in a training batch: too few for {world} processes")
+        if train:
+            self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
         self._mean = torch.tensor(MEAN, device=device) * 255
         self._std = torch.tensor(STD, device=device) * 255
@@ -59,6 +69,20 @@ class Loader:
             self.batch += self.train  # evaluation has no position: it always starts at the first picture
             yield batch
         self.epoch, self.batch = self.epoch + self.train, 0
+
+    def left_over(self, batches: int = 1) -> int:
+        """How many pictures an epoch leaves out, as no whole step of `batches` batches is left for them.
+
+        Raises:
+            ValueError: an epoch has fewer batches than that.
+        """
+        steps = len(self) // batches
+        if not steps:
+            raise ValueError(
+                f"{self.count} pictures make {len(self)} batches of {self.batch_size}, but a step of training takes "
+                f"{batches}: lower --train_batch_size or --accumulate"
+            )
+        return self.count - steps * batches * self.batch_size if self.limit is None else 0
 
     def first(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first batches of the first epoch, `pictures` in all: whole ones, and so the same in every process.
@@ -80,6 +104,14 @@ class Loader:
     def generator(self) -> torch.Generator:
         """Of this epoch's chances: the same whenever the epoch is entered."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+
+    def identity(self) -> dict[str, object]:
+        """What tells these pictures from others: how many there are, and a digest."""
+        return {"pictures": self.count, "digest": self._digest()}
+
+    def _digest(self) -> str:
+        """Of the names and sizes of files, or of the pictures themselves where they are in memory."""
+        raise NotImplementedError
 
     def _order(self) -> Tensor:
         return torch.randperm(self.count, generator=self.generator()) if self.train else torch.arange(self.count)
@@ -122,6 +154,12 @@ class ResidentLoader(Loader):
         self.size = images.shape[1]
         self.images = torch.nn.functional.pad(images, (0, 0, *[self.pad] * 4)).to(device)
         self.labels = labels.to(device)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in (self.labels, self.images):
+            digest.update(tensor.cpu().numpy().data)
+        return digest.hexdigest()
 
     def _order(self) -> Tensor:
         return super()._order().to(self.device)

@@ -1,6 +1,6 @@
 """The data sets: each function reads one kind and returns its (train, val) loaders."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -13,6 +13,7 @@ from data.dali import DaliLoader
 from data.folder import FolderLoader, decode
 from data.loader import Loader, ResidentLoader
 from data.records import Records
+from data.trees import class_names, class_tree, unread
 
 CHECKED_UP_TO = 20_000  # pictures; larger sets are checked as they are read
 TRAIN_FOLDERS, VAL_FOLDERS = ("train", "ILSVRC2012_img_train"), ("val", "test")
@@ -101,7 +102,7 @@ def _cifar_samples(data_set: str, request: Request) -> dict[bool, list[Sample]]:
     path, expected = _existing(request, data_set), CIFAR[data_set]
     if (path / getattr(datasets, data_set.upper()).base_folder).is_dir():
         return {True: [], False: []}
-    trees = {True: _class_tree(_part(path, ("train",))), False: _class_tree(_part(path, ("test", "val")))}
+    trees = {True: class_tree(_part(path, ("train",))), False: class_tree(_part(path, ("test", "val")))}
     for classes, _ in trees.values():
         if classes != expected:
             found = ", ".join(classes[:10])
@@ -127,7 +128,7 @@ def _tiny_imagenet_parts(request: Request) -> tuple[list[str], dict[bool, list[S
         notes = (val / "val_annotations.txt").read_text().splitlines()  # picture, class, box
     except OSError as error:
         raise ValueError(f"--data_path {path}: has no {Path(error.filename).relative_to(path)}") from None
-    found, samples = _class_tree(train)
+    found, samples = class_tree(train)
     if found != classes:
         odd = sorted(set(found) ^ set(classes))
         raise ValueError(f"--data_path {path}: train and wnids.txt have different classes ({', '.join(odd[:5])}, ...)")
@@ -151,8 +152,8 @@ def imagefolder(request: Request) -> Pair:
 
 def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sample]]]:
     path = _existing(request, "imagefolder")
-    classes, train = _class_tree(_part(path, TRAIN_FOLDERS))
-    val_classes, val = _class_tree(_part(path, VAL_FOLDERS))
+    classes, train = class_tree(_part(path, TRAIN_FOLDERS))
+    val_classes, val = class_tree(_part(path, VAL_FOLDERS))
     if classes != val_classes:
         odd = sorted(set(classes) ^ set(val_classes))
         raise ValueError(f"--data_path {path}: train and val have different classes ({', '.join(odd[:5])}, ...)")
@@ -160,18 +161,21 @@ def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sam
 
 
 def lmdb(request: Request) -> Pair:
-    """`train.lmdb` and `val.lmdb`, seen as an imagefolder's pictures; names in `classes.txt`, or 1000 classes."""
-    path = _existing(request, "lmdb")
-    names = path / "classes.txt"
-    classes = names.read_text().split() if names.exists() else [str(label) for label in range(1000)]
+    """`train.lmdb` and `val.lmdb`, seen as an imagefolder's pictures; a class a line in `classes.txt`, or 1000."""
+    classes, parts = _lmdb_parts(request)
     make = partial(FolderLoader, size=request.image_size, classes=classes, workers=request.workers)
-    loaders = []
-    for train, name in ((True, "train.lmdb"), (False, "val.lmdb")):
-        if not (path / name).exists():
-            raise ValueError(f"--data_path {path}: has no {name}")
-        records = Records(path / name, len(classes))
-        loaders.append(make(records, skip_bad=request.skip_bad, **request.loader_arguments(train)))
-    return tuple(loaders)
+    make = partial(make, skip_bad=request.skip_bad)
+    return tuple(make(records, **request.loader_arguments(train)) for train, records in parts.items())
+
+
+def _lmdb_parts(request: Request) -> tuple[list[str], dict[bool, Records]]:
+    path = _existing(request, "lmdb")
+    classes = class_names(path / "classes.txt") or [str(label) for label in range(1000)]
+    files = {True: path / "train.lmdb", False: path / "val.lmdb"}
+    for file in files.values():
+        if not file.exists():
+            raise ValueError(f"--data_path {path}: has no {file.name}")
+    return classes, {train: Records(file, len(classes)) for train, file in files.items()}
 
 
 def fake(request: Request) -> Pair:
@@ -199,10 +203,14 @@ SOURCES = {
     "lmdb": lmdb,
     "fake": fake,
 }
-SAMPLES = {  # of the data sets that are folders of pictures: the (train, val) samples
+SAMPLES = {  # of the data sets that are encoded pictures: the (train, val) samples
     **{name: partial(_cifar_samples, name) for name in CIFAR},
     "tiny_imagenet": lambda request: _tiny_imagenet_parts(request)[1],
     "imagefolder": lambda request: _imagefolder_parts(request)[1],
+    "lmdb": lambda request: _lmdb_parts(request)[1],
+}
+UNREAD = {  # pictures that are in a data set's folders, but not read
+    "imagefolder": lambda r: [f for part in (TRAIN_FOLDERS, VAL_FOLDERS) for f in unread(_part(r.data_path, part))],
 }
 
 
@@ -226,17 +234,6 @@ def _part(path: Path, names: tuple[str, ...]) -> Path:
         if (path / name).is_dir():
             return path / name
     raise ValueError(f"--data_path {path}: has no folder {' or '.join(names)}")
-
-
-def _class_tree(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Class names and (picture, label) pairs of a folder of class folders."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-    try:
-        classes, numbers = find_classes(str(path))
-        return classes, make_dataset(str(path), numbers, IMG_EXTENSIONS)
-    except FileNotFoundError as error:  # no class folders, or one without a picture
-        raise ValueError(f"--data_path {path}: {str(error).splitlines()[0]}") from None
 
 
 def _stacked(samples: list[Sample], side: int) -> tuple[Tensor, Tensor]:
@@ -267,14 +264,14 @@ def _checked(samples: list[Sample], request: Request) -> list[Sample]:
     return [sample for sample, problem in zip(samples, problems, strict=True) if not problem]
 
 
-def decode_all(samples: list[Sample]) -> Iterator[str | None]:
+def decode_all(samples: Sequence[Sample]) -> Iterator[str | None]:
     """What is wrong with each picture, in order, as the processor's cores get to it."""
     with ThreadPool() as pool:
-        yield from pool.imap(_problem, samples, chunksize=64)
+        yield from pool.imap(partial(_problem, samples), range(len(samples)), chunksize=64)
 
 
-def _problem(sample: Sample) -> str | None:
+def _problem(samples: Sequence[Sample], number: int) -> str | None:
     try:
-        decode(sample[0])
+        decode(samples[number][0])
     except ValueError as error:
         return str(error)

@@ -10,13 +10,14 @@ vanishes at theta*, its derivative (Hessian left out) is d theta*/dm = -(1 / gam
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.hydra import Hydra
 from pruning.layers import masked_layers
 from pruning.method import Method
 from pruning.options import BiPOptions
-from pruning.published import BIP_DECAYS
+from utils.published import BIP_DECAYS
+from utils.run import Run
 
 # The scores' schedule, epoch by epoch: from the share of the training that is done, the share of the peak rate.
 POLICIES = {
@@ -47,7 +48,7 @@ class BiP(Hydra):
     def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
         return list(map(make, weights_and_scores(network)))
 
-    def step(self, run, *batches) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
         if self.options.accelerate:
             self.upper(run, first, 0.0)
@@ -57,12 +58,12 @@ class BiP(Hydra):
             self.upper(run, second, self.options.lr2)
         self.after_update(run)
 
-    def lower(self, run, batches) -> None:
+    def lower(self, run: Run, batches) -> None:
         """The weights learn under the mask."""
         self._gradients(run, batches)
         run.update(run.optimizers[0])
 
-    def upper(self, run, batches, lr2: float) -> None:
+    def upper(self, run: Run, batches, lr2: float) -> None:
         """The scores learn."""
         self._gradients(run, batches)
         add_implicit_term(list(masked_layers(run.network).values()), lr2)
@@ -75,13 +76,13 @@ class BiP(Hydra):
     def _rate(self, progress: float, peak: float) -> float:
         return peak * POLICIES[self.options.mask_lr_policy](progress, BIP_DECAYS[self.options.fidelity])
 
-    def _update_scores(self, run) -> None:
+    def _update_scores(self, run: Run) -> None:
         rate = self.mask_rate(run.epoch / run.epochs)
         for group in run.optimizers[1].param_groups:
             group["lr"] = rate
         run.update(run.optimizers[1])
 
-    def _gradients(self, run, batches) -> None:
+    def _gradients(self, run: Run, batches) -> None:
         for images, labels in batches:
             run.backward(run.forward(images, labels) / len(batches))
 
@@ -104,7 +105,7 @@ class PublishedBiP(BiP):
         groups = weights_and_scores(network)
         return [make([{"params": group} for group in groups]) for _ in range(2)]
 
-    def step(self, run, *batches) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
         if self.options.accelerate:
             self.upper(run, first, 0.0)
@@ -119,13 +120,13 @@ class PublishedBiP(BiP):
             self.settle(run.network)
             self._pass(run, second)
 
-    def lower(self, run, batches) -> None:
+    def lower(self, run: Run, batches) -> None:
         self._gradients(run, batches)
         _, scores = weights_and_scores(run.network)
         _freeze(scores, learned=run.iteration > 1 or self.options.accelerate)
         run.update(run.optimizers[0])
 
-    def upper(self, run, batches, lr2: float) -> None:
+    def upper(self, run: Run, batches, lr2: float) -> None:
         self._gradients(run, batches)
         weights, scores = weights_and_scores(run.network)
         norms = [module for module in run.network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -133,7 +134,7 @@ class PublishedBiP(BiP):
         learning = {*map(id, of_norms)}
         frozen = [parameter for parameter in weights if id(parameter) not in learning]
         _freeze(frozen, learned=run.iteration > 1 or not self.options.accelerate)
-        gradients = [parameter.grad for parameter in (*of_norms, *scores)]
+        gradients = [parameter.grad for parameter in (*of_norms, *scores) if parameter.grad is not None]
         torch._foreach_addcmul_(gradients, gradients, gradients, value=-lr2)
         self._update_scores(run)
 
@@ -141,7 +142,7 @@ class PublishedBiP(BiP):
         return self._rate(progress, self.options.lr)
 
     @torch.no_grad()
-    def _pass(self, run, batches) -> None:
+    def _pass(self, run: Run, batches) -> None:
         """Only the statistics of batch norms move."""
         for images, _ in batches:
             run.network(images)
@@ -161,7 +162,7 @@ def _freeze(parameters: list[nn.Parameter], learned: bool) -> None:
     momentum still move the parameters. Where they have not, there is no gradient, and they stay.
     """
     if learned:
-        torch._foreach_zero_([parameter.grad for parameter in parameters])
+        torch._foreach_zero_([parameter.grad for parameter in parameters if parameter.grad is not None])
         return
     for parameter in parameters:
         parameter.grad = None

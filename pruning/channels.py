@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import cut
-from pruning.published import COUNTED_MACS
 from utils.count import count
+from utils.published import COUNTED_MACS
 
 
 class Costs:

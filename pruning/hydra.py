@@ -16,6 +16,7 @@ from pruning.options import HydraOptions, IMPOptions
 from pruning.score import Calibration
 from pruning.selection import Selective
 from utils.kept import Kept
+from utils.run import Run
 
 # Scores to start with, from the weight (O, I, ...).
 SCORE_INITS = {
@@ -70,7 +71,7 @@ class Hydra(Selective):
             return weight.data
         return SCORE_INITS[self.options.score_init](weight.data)
 
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         self.settle(run.network)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ Hypothesis" (ICLR 2019).
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.layers import add_mask, hold, masked_layers
 from pruning.options import IMPOptions
@@ -13,6 +13,7 @@ from pruning.score import Calibration
 from pruning.selection import Selective
 from structure import Graph
 from utils.kept import Kept
+from utils.run import Run
 
 
 class IMP(Selective):
@@ -49,7 +50,7 @@ class IMP(Selective):
             add_mask(layer, masks[name])
         self.settle(network)
 
-    def step(self, run, *batches) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         epochs = run.epochs // self.rounds
         begins = run.loader.batch == run.batches_per_step and run.epoch % epochs == 0
         if begins and run.epoch:
@@ -57,7 +58,7 @@ class IMP(Selective):
         super().step(run, *batches)
 
     @torch.no_grad()
-    def begin_round(self, run, number: int) -> None:
+    def begin_round(self, run: Run, number: int) -> None:
         """Prune by the weights that the last round has trained. `number` counts from 0."""
         layers = masked_layers(run.network)
         scores = {name: layer.weight for name, layer in layers.items()}
@@ -72,7 +73,7 @@ class IMP(Selective):
         if self.options.rewind and run.average:
             run.average.restart(run.iteration - 1)  # the update of the step at hand is still to come
 
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         self.settle(run.network)
 
     @torch.no_grad()

@@ -54,6 +54,19 @@ _SCORED = {nn.Conv2d: ScoredConv2d, nn.Linear: ScoredLinear}
 _PLAIN = {ours: plain for table in (_MASKED, _SCORED) for plain, ours in table.items()}
 
 
+def check_plain(layers: dict[str, nn.Module]) -> None:
+    """Raise ValueError if one of `layers` (by name) is not a plain layer, whose weight alone says what it computes.
+
+    Subclasses compute something else; weight_norm, spectral_norm and torch.nn.utils.prune compute the weight anew in
+    every forward pass, so that a mask in it would be lost.
+    """
+    for name, layer in layers.items():
+        if type(layer) not in _MASKED:
+            raise ValueError(f"{name} is a {type(layer).__name__}: only plain Conv2d and Linear layers can be pruned")
+        if "weight" not in layer._parameters:
+            raise ValueError(f"{name}: its weight is computed from other tensors: undo that before pruning it")
+
+
 def add_mask(layer: nn.Module, mask: Tensor) -> None:
     """Turn a plain layer into a masked one, in place: its parameters, hooks and names stay what they are."""
     layer.__class__ = _MASKED[type(layer)]

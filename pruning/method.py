@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruning.options import NoOptions
 from pruning.score import Calibration
 from utils.kept import Kept
+from utils.run import Run
 
 NOTABLE = 0.01  # how far from the asked share a run may end without saying so: numbers of groups are whole
 
@@ -51,6 +52,10 @@ class Method:
         if tensors:
             raise ValueError(f"the checkpoint holds {next(iter(tensors))}, of which method {self} makes no use")
 
+    def reading(self) -> dict[str, float]:
+        """What `models.load_checkpoint` should know of this method's options to read a file as this run means it."""
+        return {}
+
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         """Called once, after the dense weights are in: add masks, skeletons, compactors, scores.
 
@@ -61,11 +66,11 @@ class Method:
     def calibrate(self, network: nn.Module, dense: nn.Module | None, calibration: Calibration) -> None:
         """Called after `attach`: make good for what the mask broke, beside the `dense` network (if `needs_dense`)."""
 
-    def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module, make: Callable) -> list[torch.optim.Optimizer]:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""
         return [make([parameter for parameter in network.parameters() if parameter.requires_grad])]
 
-    def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         """One training step on `batches` of (images (B, 3, H, W), labels (B,)): by default one update, by the mean."""
         for images, labels in batches:
             run.backward(run.forward(images, labels) / len(batches))
@@ -73,10 +78,10 @@ class Method:
         run.update()
         self.after_update(run)
 
-    def on_gradients(self, run) -> None:
+    def on_gradients(self, run: Run) -> None:
         """Gradients are complete and unscaled."""
 
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         """Weights are new: thresholds, masks. `run.iteration` and `run.progress` (0 to 1) are known."""
 
     def settle(self, network: nn.Module) -> None:
@@ -150,12 +155,12 @@ def proven_copy(network: nn.Module, change: Callable, images: Tensor, tolerance:
     """
     before = network.eval().double()(images.double())
     changed = copy.deepcopy(network.float())
-    told = change(changed)
+    returned = change(changed)
     after = changed.double()(images.double())
     changed.float()
     name = getattr(change, "func", change).__name__  # that of a partial's function
     _demand_equal(name, after, before, tolerance)
-    return changed, told
+    return changed, returned
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

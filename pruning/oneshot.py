@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from pruning import budget
 from pruning.groups import BLOCKS, FILTERS, KERNELS, WEIGHTS, Pattern, group_means, group_sizes, spread
-from pruning.layers import add_mask, hold, masked_layers, remove_mask
+from pruning.layers import add_mask, check_plain, hold, masked_layers, remove_mask
 from pruning.method import Method
 from pruning.options import OneShotOptions, RandomOptions
 from pruning.order import clustered_order, filter_order
-from pruning.published import REARRANGED
 from pruning.score import NEED_GRADIENTS, Calibration, mean_gradients, score
 from structure import Graph
 from utils.kept import Kept
+from utils.published import REARRANGED
+from utils.run import Run
 
 PATTERNS = {
     "block_l1": BLOCKS,
@@ -77,8 +78,8 @@ class OneShot(Method):
     def __str__(self) -> str:
         known = {"N", "pr_target", "seed"}
         asked = {f.name: getattr(self.options, f.name) for f in fields(self.options)}
-        told = [f"{f.name} {asked[f.name]}" for f in fields(self.options) if asked[f.name] != f.default]
-        further = sorted(word for word in told if word.split()[0] not in known)
+        changed = [f"{f.name} {asked[f.name]}" for f in fields(self.options) if asked[f.name] != f.default]
+        further = sorted(word for word in changed if word.split()[0] not in known)
         label = f"{'random ' * self.random}{self.pattern}"
         return ", ".join([label, f"pr_target {asked['pr_target']}", *(word.removesuffix(" True") for word in further)])
 
@@ -87,7 +88,14 @@ class OneShot(Method):
         layers = graph.masked_layers()
         if not layers:
             raise ValueError(f"{type(network).__name__} has no layer to prune")
-        budget.layer_rates(list(layers), self.options.pr_target, graph.head, self.rates)
+        check_plain(layers)
+        exempt = set() if self.options.full else graph.head
+        rates = budget.layer_rates(list(layers), self.options.pr_target, exempt, self.rates)
+        if self.options.pr_target and not any(rates.values()):
+            raise ValueError(
+                f"{type(network).__name__}: no pooling stands behind a layer to prune, so that all {len(layers)} count "
+                "as the classifier, which is kept: --full prunes it, too"
+            )
         N = self.pattern.N
         if N == 1:
             return
@@ -117,7 +125,7 @@ class OneShot(Method):
         for layer in layers.values():
             add_mask(layer, self._mask(layer.weight, layer.plan, first))
 
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         if self.options.schedule != "oneshot":
             self._grow(run)
         self.settle(run.network)
@@ -125,7 +133,7 @@ class OneShot(Method):
     def settle(self, network: nn.Module) -> None:
         hold(list(masked_layers(network).values()))
 
-    def _grow(self, run) -> None:
+    def _grow(self, run: Run) -> None:
         """Select anew when it is time, until the end. What is pruned stays so, since zeros have the lowest score."""
         every, end = self.options.schedule_every, self.options.schedule_end
         one_step = run.batches_per_step / (len(run.loader) * run.epochs)

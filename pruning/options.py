@@ -1,13 +1,14 @@
 """The options of every pruning method, and the table of methods: which class, in which module, takes which options.
 
 An option belongs to the methods whose class declares it; other methods refuse it. Options that a run has for every
-method (`lr`, `seed`, `optimizer`) belong to the run: a class that declares a field of the same name is given the run's
-value. This module needs no torch: a method's own module is imported when the method is created.
+method (`lr`, `seed`) belong to the run: a class that declares a field of the same name is given the run's value. This
+module needs no torch: a method's own module is imported when the method is created.
 """
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from pruning.score import SCORES
 from utils.declare import Declared, option
 
 FIDELITY = "as the paper says, or as its published code does"
@@ -45,7 +46,7 @@ class ScoredOptions(OneShotOptions):
     score: str = option(
         "l1",
         "importance of a weight: its size (l1, l2), or |weight x gradient| on a few batches (taylor)",
-        choices=("l1", "l2", "taylor"),
+        choices=tuple(SCORES),
     )
 
 
@@ -176,20 +177,15 @@ class ResRepOptions(Declared):
         4, "by how many channels a choice grows until the target is reached", within="[1, inf)"
     )
     num_at_least: int = option(1, "channels that every layer keeps", within="[1, inf)")
-    compactor_momentum: float = option(0.99, "momentum of compactors", within="[0, 1)")
+    compactor_momentum: float = option(0.99, "momentum of compactors; the first beta of adam", within="[0, 1)")
     decay_compactors: bool = option(False, "apply weight decay to compactors")
     bias_lr_factor: float = option(2.0, "factor of the learning rate of biases", within="[0, inf)")
     conversion_threshold: float = option(1e-5, "compactor rows of a smaller norm are zero", within="[0, inf)")
     round_to: int = option(1, "keep widths to multiples of it", within="[1, inf)")
     fidelity: str = option("paper", FIDELITY, choices=("paper", "reference"))
-    optimizer: str = option("sgd", "of the run; the penalty needs sgd", choices=("sgd", "adam"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer != "sgd":  # Adam divides gradients by their own size, and with them the penalty
-            raise ValueError(
-                f"--optimizer {self.optimizer}: ResRep needs sgd, for its penalty and --compactor_momentum"
-            )
         if self.fidelity == "reference" and self.round_to > 1:
             raise ValueError(f"--round_to {self.round_to}: not published, so not with --fidelity reference")
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pruning.channels import Costs, rounded_up, select
+from pruning.layers import check_plain
 from pruning.method import Method
 from pruning.options import ResRepOptions
 from pruning.score import Calibration
 from structure import SUM, Graph, Space, fuse_batch_norm, fuse_pointwise, slice_channels
 from utils.kept import Kept
+from utils.run import Run
 
 EPOCHS_BEFORE_MASKS = 5
 
@@ -88,8 +90,11 @@ class ResRep(Method):
         return f"ResRep, flops_target {o.flops_target}{extras}{', as the published code' * self.published}"
 
     def check(self, network: nn.Module) -> None:
-        if not find_targets(Graph(network), self.options.tied_groups):
+        graph = Graph(network)
+        targets = find_targets(graph, self.options.tied_groups)
+        if not targets:
             raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune")
+        check_plain({name: graph.modules[name] for target in targets for name, _ in target.hosts})
 
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         graph = Graph(network)
@@ -121,15 +126,19 @@ class ResRep(Method):
             "norm": {"weight_decay": 0.0},
             "weight": {},
         }
-        return [make([{"params": groups[kind]} | own[kind] for kind in reversed(groups) if groups[kind]])]
+        optimizer = make([{"params": groups[kind]} | own[kind] for kind in reversed(groups) if groups[kind]])
+        for group in optimizer.param_groups:
+            if "betas" in group and "momentum" in group:  # Adam's name for it
+                group["betas"] = (group.pop("momentum"), group["betas"][1])
+        return [optimizer]
 
-    def step(self, run, *batches: tuple[Tensor, Tensor]) -> None:
+    def step(self, run: Run, *batches: tuple[Tensor, Tensor]) -> None:
         if self.costs is None:
             self.costs = self._costs(run.network, batches[0][0][:1])
         super().step(run, *batches)
 
     @torch.no_grad()
-    def on_gradients(self, run) -> None:
+    def on_gradients(self, run: Run) -> None:
         """Rows to forget lose the loss's gradient; every row is pulled towards zero."""
         least = max(self.options.conversion_threshold, 1e-12)
         for compactors, norms in self._by_shape(run.network):
@@ -139,7 +148,7 @@ class ResRep(Method):
             _put([c.weight.grad for c in compactors], gradients)
 
     @torch.no_grad()
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         o = self.options
         self._catch(run)
         before = o.before_mask_iters
@@ -162,15 +171,17 @@ class ResRep(Method):
         """By a picture (1, 3, H, W)."""
         return Costs(network, self.targets, image, self.options.round_to, self.published)
 
-    def _catch(self, run) -> None:
+    def _catch(self, run: Run) -> None:
         """Rows to forget that a stride would carry across zero stay there, or they would swing around it for ever."""
         optimizer = run.optimizers[0]
-        rate, momentum = optimizer.param_groups[0]["lr"], self.options.compactor_momentum
-        stride = rate * self.options.lasso_strength / (1 - momentum)
+        first, momentum = optimizer.param_groups[0], self.options.compactor_momentum
+        adam = "betas" in first  # each of its entries moves by the rate, however small the penalty
         for compactors, norms in self._by_shape(run.network):
-            kept = ((_stacked([c.mask for c in compactors]) > 0) | (norms >= stride))[..., None]
             weights = [c.weight for c in compactors]
-            buffers = [optimizer.state[weight].get("momentum_buffer") for weight in weights]
+            push = weights[0][0].numel() ** 0.5 if adam else self.options.lasso_strength / (1 - momentum)
+            kept = ((_stacked([c.mask for c in compactors]) > 0) | (norms >= first["lr"] * push))[..., None]
+            name = "exp_avg" if adam else "momentum_buffer"
+            buffers = [optimizer.state[weight].get(name) for weight in weights]
             _put(weights, _stacked(weights) * kept)
             if buffers[0] is not None:
                 _put(buffers, _stacked(buffers) * kept)
@@ -205,13 +216,13 @@ class ResRep(Method):
     def figures(self, network: nn.Module) -> dict[str, float]:
         masks = self.masks(network)
         norms, mask = torch.cat(self.norms(network)), torch.cat(masks).bool()
-        told = {"masked_channels": int((~mask).sum()), "norm_remembered": float(norms[mask].mean())}
+        figures = {"masked_channels": int((~mask).sum()), "norm_remembered": float(norms[mask].mean())}
         if self.costs:
-            told["macs_ratio"] = self.costs.share([int(mask.sum()) for mask in masks])
+            figures["macs_ratio"] = self.costs.share([int(mask.sum()) for mask in masks])
         if not mask.all():
-            told |= {"norm_forgotten": float(norms[~mask].mean())}
-            told |= {"norm_gap": float(norms[mask].min() - norms[~mask].max())}
-        return told
+            figures |= {"norm_forgotten": float(norms[~mask].mean())}
+            figures |= {"norm_gap": float(norms[mask].min() - norms[~mask].max())}
+        return figures
 
     @torch.no_grad()
     def finish(self, network: nn.Module) -> dict[str, Kept]:

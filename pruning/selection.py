@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.formats.bip import UNUSED
 from pruning.budget import cut
 from pruning.groups import BLOCKS, CHANNELS, FILTERS, WEIGHTS, Pattern, group_means, spread
-from pruning.layers import masked_layers, remove_mask
+from pruning.layers import check_plain, masked_layers, remove_mask
 from pruning.method import Method
 from pruning.options import SelectiveOptions
 from structure import Graph
@@ -83,7 +83,8 @@ class Selective(Method):
     def check(self, network: nn.Module) -> None:
         layers = self.layers(network)
         if not layers:
-            raise ValueError(f"{type(network).__name__} has no layer to prune")
+            raise ValueError(f"{type(network).__name__} has no layer to prune outside of its stem and classifier")
+        check_plain(layers)
         if max(len(layer.weight) for layer in layers.values()) < self.options.length:
             raise ValueError(f"--N {self.options.length}: longer than the widest layer of this network")
 

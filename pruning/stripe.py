@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.budget import cut
+from pruning.layers import check_plain
 from pruning.method import Method, missed
 from pruning.options import StripeOptions
 from pruning.order import order_by_shape
@@ -19,6 +20,7 @@ from pruning.pictures import draw_shapes
 from pruning.score import Calibration
 from structure import Graph, Space, living_channels, permute, remove_branches, slice_channels
 from utils.kept import Kept
+from utils.run import Run
 
 
 class StripeConv2d(nn.Conv2d):
@@ -70,10 +72,17 @@ class Stripe(Method):
         return f"stripes, {asked}, threshold {o.threshold}{frozen}"
 
     def check(self, network: nn.Module) -> None:
-        if not _normalised(Graph(network)):
+        graph = Graph(network)
+        names = _normalised(graph)
+        if not names:
             raise ValueError(f"{type(network).__name__} has no convolution with a batch norm behind it: no stripes")
+        check_plain({name: graph.layers[name] for name in names})
+
+    def reading(self) -> dict[str, float]:
+        return {"threshold": self.options.threshold}
 
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
+        self.check(network)
         graph = Graph(network)
         for name in _normalised(graph):
             layer, target = graph.layers[name], graph.output[name]
@@ -92,7 +101,7 @@ class Stripe(Method):
         return [make(skeletons), make([p for p in network.parameters() if p.requires_grad and id(p) not in known])]
 
     @torch.no_grad()
-    def on_gradients(self, run) -> None:
+    def on_gradients(self, run: Run) -> None:
         self.pixels = tuple(layer.pixels for layer in self._layers(run.network))
         scales = self._scales(run.network)
         gradients, signs = [scale.grad for scale in scales], torch._foreach_sign(scales)
@@ -103,7 +112,7 @@ class Stripe(Method):
             run.optimizers[1].zero_grad(set_to_none=True)  # then it does nothing, not even decay
 
     @torch.no_grad()
-    def after_update(self, run) -> None:
+    def after_update(self, run: Run) -> None:
         network = run.network
         flat = self._flat(network) * self._alive  # momentum would move the dead
         goes = self._goes(network, flat)
@@ -223,7 +232,7 @@ class Stripe(Method):
             torch._foreach_mul_([norm.weight for norm in norms], alive)
             torch._foreach_mul_([norm.bias for norm in norms], alive)
 
-    def _shift(self, run, flat: Tensor, goes: Tensor) -> Tensor:
+    def _shift(self, run: Run, flat: Tensor, goes: Tensor) -> Tensor:
         """By how much all scales shrink in this update, so that the last one that is to go reaches the threshold in
         time: the proximal step of an L1 penalty, which no optimiser's momentum carries too far."""
         last = flat.abs().where(goes, 0).max()

@@ -5,12 +5,13 @@ Nothing here knows a pruning method or one of our networks: only layers of `torc
 
 from structure.capture import evaluating, layer_inputs
 from structure.constants import Constant, constant_inputs
-from structure.graph import SUM, Graph, Space, norms_after_convolutions
+from structure.graph import LOGITS, SUM, Graph, Space, norms_after_convolutions
 from structure.merging import fuse_batch_norm, fuse_pointwise
 from structure.permutation import permute
 from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
 
 __all__ = [
+    "LOGITS",
     "SUM",
     "Constant",
     "Graph",

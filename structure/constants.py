@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structure.capture import evaluating
-from structure.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, Graph
+from structure.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, REDUCTIONS, Graph
 from structure.merging import fuse_batch_norm
 
 
@@ -75,7 +75,7 @@ class Interpreter(torch.fx.Interpreter):
     def call_function(self, target, args: tuple, kwargs: dict):
         if target in PRODUCT_CALLS:
             return _product(*args)
-        if target in POOL_CALLS and target is not torch.mean:  # mean may take the spatial axes away
+        if target in POOL_CALLS - REDUCTIONS:  # which may take the spatial axes away
             return _beside_zeros(args[0], target is F.avg_pool2d)
         return super().call_function(target, args, kwargs)
 

@@ -13,6 +13,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from structure.capture import evaluating
 
@@ -20,18 +21,20 @@ CARRY_MODULES = (
     nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Dropout,
     nn.Dropout2d, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten,
 )  # fmt: skip
-CARRY_CALLS = {
+REDUCTIONS = {torch.mean, torch.amax, torch.amin, "mean", "amax", "amin"}  # over the pixels: else they mix channels
+CARRY_CALLS = REDUCTIONS | {
     F.relu, F.relu6, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.relu, torch.sigmoid, torch.flatten, torch.mean, torch.clamp,
-    "relu", "relu_", "sigmoid", "flatten", "mean", "clamp", "contiguous",
+    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.relu, torch.sigmoid, torch.flatten, torch.clamp,
+    "relu", "relu_", "sigmoid", "flatten", "clamp", "contiguous",
 }  # fmt: skip
 POOL_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
-POOL_CALLS = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d, torch.mean, "mean"}
+POOL_CALLS = REDUCTIONS | {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d}
 SUM_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCT_CALLS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 SHAPE_CALLS = {getattr, "size", "dim"}  # these return numbers, not tensors
 # This reason forbids another order for one layer alone. It does not forbid one for all layers of the space together.
 SUM = "a residual sum"
+LOGITS = "the logits"
 
 
 @dataclass(eq=False)
@@ -56,7 +59,7 @@ class Space:
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Conv2d | nn.Linear) or super().is_leaf_module(module, name)
+        return isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or super().is_leaf_module(module, name)
 
 
 class Graph:
@@ -73,7 +76,9 @@ class Graph:
         input: layer name -> the `Space` of its input channels.
 
     Raises:
-        ValueError: the network cannot be traced symbolically (control flow that depends on data).
+        ValueError: the network cannot be traced symbolically (control flow that depends on data), returns something
+            else than one tensor, or has a batch norm without running statistics, under which the logits of a picture
+            depend on the others in its batch.
     """
 
     def __init__(self, network: nn.Module):
@@ -97,6 +102,7 @@ class Graph:
         self._merged: dict[Space, Space] = {}
         for node in self.nodes:
             self._visit(node)
+        self._fix_tensors_in_two_places()
         self.input = {name: self._find(space) for name, space in self.input.items()}
         self.output = {name: self._find(space) for name, space in self.output.items()}
         self.head = self._behind_last_pooling()
@@ -127,15 +133,20 @@ class Graph:
         elif node.op == "get_attr":
             self._spaces[node] = Space(fixed={f"the tensor {node.target}"})
         elif node.op == "output":
+            if not isinstance(node.args[0], torch.fx.Node):
+                kind = type(node.args[0]).__name__.removeprefix("immutable_")
+                raise ValueError(f"{type(self.network).__name__} returns a {kind}: it must return the logits alone")
             for source in sources:
-                self._space(source).fixed.add("the logits")
+                self._space(source).fixed.add(LOGITS)
+        elif isinstance(target, _BatchNorm) and target.running_mean is None:
+            raise ValueError(f"{node.target}: a batch norm without running statistics (track_running_stats=False)")
         elif node.target in self.layers and node.op == "call_module":
-            self._visit_layer(node, sources[0])
-        elif _is_one_per_channel(target):
+            self._visit_layer(node, node.all_input_nodes[0])
+        elif _is_one_per_channel(target) and sources:
             space = self._space(sources[0])
             space.carriers.append(node.target)
             self._spaces[node] = space
-        elif isinstance(target, CARRY_MODULES) or _is_in(target, CARRY_CALLS) or _is_flattening_view(node):
+        elif sources and _carries(node, target):
             self._spaces[node] = self._space(sources[0])
         elif (_is_in(target, SUM_CALLS) or _is_in(target, PRODUCT_CALLS)) and sources:
             space = self._space(sources[0])
@@ -165,8 +176,22 @@ class Graph:
         self.input[name], self.output[name] = before, after
         self._spaces[node] = after
 
+    def _fix_tensors_in_two_places(self) -> None:
+        """Another order of a tensor that two modules share, or that is read beside its module, would be wrong there."""
+        owners: dict[int, list[str]] = {}
+        for name, module in self.modules.items():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    owners.setdefault(id(tensor), []).append(name)
+        shared = {name for names in owners.values() if len(names) > 1 for name in names}
+        shared |= {node.target.rpartition(".")[0] for node in self.nodes if node.op == "get_attr"}
+        for space in {self._find(space) for space in [*self._spaces.values(), *self.input.values()]}:
+            if not shared.isdisjoint([*space.producers, *space.carriers, *space.consumers]):
+                space.fixed.add("shared weights")
+
     def _space(self, node: torch.fx.Node) -> Space:
-        return self._find(self._spaces[node])
+        """That of the node's tensor. What was made from numbers alone has one that nobody else has."""
+        return self._find(self._spaces.setdefault(node, Space(fixed={"a tensor made of numbers"})))
 
     def _find(self, space: Space) -> Space:
         while space in self._merged:
@@ -190,7 +215,7 @@ class Graph:
                 continue
             seen.add(node)
             target = self.modules[node.target] if node.op == "call_module" else node.target
-            if isinstance(target, POOL_MODULES) or _is_in(target, POOL_CALLS):
+            if isinstance(target, POOL_MODULES) or (_is_in(target, POOL_CALLS) and _carries(node, target)):
                 continue
             if node.op == "call_module" and node.target in self.layers:
                 head.add(node.target)
@@ -215,6 +240,15 @@ def _is_in(target: object, calls: set) -> bool:
 def _is_one_per_channel(target: object) -> bool:
     depthwise = isinstance(target, nn.Conv2d) and target.groups == target.in_channels == target.out_channels
     return depthwise or isinstance(target, nn.BatchNorm2d)
+
+
+def _carries(node: torch.fx.Node, target: object) -> bool:
+    """Whether the operator treats every channel by itself, and in the same way."""
+    if _is_in(target, REDUCTIONS):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims = dims if isinstance(dims, tuple | list) else (dims,)
+        return all(dim in (2, 3, -1, -2) for dim in dims)
+    return isinstance(target, CARRY_MODULES) or _is_in(target, CARRY_CALLS) or _is_flattening_view(node)
 
 
 def _is_flattening_view(node: torch.fx.Node) -> bool:

@@ -230,7 +230,7 @@ def test_what_is_left_dense():
     assert {"conv1", "fc"} < everything
     assert scored("filter") == everything - {"fc"}
     assert scored("channel") == scored("block") == everything - {"fc", "conv1"}
-    assert scored("channel", "reference") == everything - {"fc"}, "as published, colours may go"
+    assert scored("channel", "reference") == everything - {"fc"}, "the published code prunes the stem, too"
 
 
 # --- how scores learn -------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def choose_masks(run: Run) -> None:
 
 
 def literal_step(run: Run, optimizers: list, first, second) -> None:
-    """The published step as the fact sheet tells it, with parameters that are frozen and gradients that are zeroed."""
+    """The published step as it was published, with parameters that are frozen and gradients that are zeroed."""
     network, options = run.network, run.method.options
     kinds = {"scores": [layer.popup_scores for layer in masked_layers(network).values()]}
     kinds["weights"] = [p for m in network.modules() if not isinstance(m, nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""deploy/targets.py and tuning/core.py: features are the processor's own, and an unknown core is measured."""
+"""deploy/targets.py, deploy/tuning/core.py: features are the processor's own, and an unknown core is measured."""
 
 import json
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""deploy/reader.py and operators.py: what ONNX files may contain, and small versions of torchvision's families."""
+"""deploy/onnx/: what ONNX files may contain, and small versions of torchvision's families."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""deploy/tune.py: what is measured decides, is measured once, and is kept; the slower library is never saved."""
+"""deploy/tuning/tune.py: what is measured decides, is measured once, and is kept; the slower library is never saved."""
 
 import json
 from pathlib import Path

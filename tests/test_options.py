@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = """
 --arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
 --conv_type --method --shrink --calibration
---pretrained_model --pretrain_model --evaluate --pruned_model --resume --export_onnx --num_epochs
+--pretrained_model --pretrain_model --evaluate --pruned_model --resume --accept_changed_data --export_onnx --num_epochs
 --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum --nesterov
 --weight_decay --amp --label_smoothing --lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --accumulate
 --compile --ema --distill --temperature --use_dali --check_data
@@ -47,7 +47,7 @@ OWN = {
     "imp": f"{SELECTIVE} --rounds --rewind",
     "resrep": """--flops_target --tied_groups --lasso_strength --before_mask_iters --mask_interval --begin_granularity
         --num_at_least --compactor_momentum --decay_compactors --bias_lr_factor --conversion_threshold --round_to
-        --mask_end --fidelity --optimizer""",
+        --mask_end --fidelity""",
     "stripe": "--sr --threshold --pr_unit --pr_target --freeze_weights --max_rate --schedule_end",
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
@@ -84,8 +84,8 @@ def test_the_page_of_options_is_what_the_declarations_say():
 
 # Options whose values must exist, be known, or go with another's.
 NOT_VALID_ALONE = {"evaluate", "config", "conv_type", "data_set", "arch", "pretrained_model", "data_path", "distill"}
-NOT_VALID_ALONE |= {"N", "budget", "optimizer"}
-SHARED = {"lr", "seed", "optimizer"}  # the run's, which some methods are given
+NOT_VALID_ALONE |= {"N", "budget"}
+SHARED = {"lr", "seed"}  # the run's, which some methods are given
 
 
 def valid_words(field) -> tuple[list[str], object]:

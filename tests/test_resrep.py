@@ -26,7 +26,6 @@ from structure import Graph, fuse_batch_norm
 from utils.callbacks import Callback
 from utils.count import count
 from utils.export import export_onnx
-from utils.options import parse
 from utils.run import Run, fit
 
 CIFAR = ("resnet20", "resnet56", "resnet56_b", "vgg16_bn")
@@ -432,6 +431,27 @@ def test_optimisers_have_the_published_groups():
     assert seen["layer1.0.bn1.compactor.weight"] == (0.99, 0, 1)
 
 
+def test_adam_has_the_momentum_of_compactors_too():
+    """Catches Adam's passing over `compactor_momentum`, and rows to forget that swing around zero for ever."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
+    network = nn.Sequential(*network, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    method = pruning.create_method("resrep", compactor_momentum=0.8, before_mask_iters=1000)
+    run = training_run(network, method, lambda groups: torch.optim.Adam(groups, 0.05))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    groups = run.optimizers[0].param_groups
+    betas = {names[parameter]: group["betas"] for group in groups for parameter in group["params"]}
+    assert betas["4.compactor.weight"] == (0.8, 0.999)
+    assert betas["0.weight"] == (0.9, 0.999)
+    compactor = network[4].compactor
+    compactor.mask[:3] = 0
+    run.epochs = 15  # of four steps
+    fit(run, [])
+    norms = compactor.rows().norm(dim=1)
+    assert not norms[:3].any()
+    assert (norms[3:] > 0.1).all()
+
+
 def test_mistakes_are_told():
     for option, value in (
         ("flops_target", 0.0),
@@ -441,8 +461,6 @@ def test_mistakes_are_told():
     ):
         with pytest.raises(ValueError, match=f"--{option} {value}: "):
             pruning.create_method("resrep", **{option: value})
-    with pytest.raises(ValueError, match="--optimizer adam: ResRep needs sgd"):
-        imagenet.create_method(parse(["--method", "resrep", "--optimizer", "adam"]))
     with pytest.raises(ValueError, match="--round_to 8: not published, so not with --fidelity reference"):
         pruning.create_method("resrep", fidelity="reference", round_to=8)
     with pytest.raises(ValueError, match="Sequential has no layer whose channels ResRep could prune"):
@@ -487,7 +505,11 @@ def test_a_run_reaches_the_target_and_its_files_load_back(trained: Path, capsys)
         assert top1 in capsys.readouterr().out
 
 
-def training_run(network: nn.Module, method: ResRep) -> Run:
+def sgd(groups) -> torch.optim.SGD:
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def training_run(network: nn.Module, method: ResRep, make=sgd) -> Run:
     """Of two epochs of four steps on digits."""
     asked = {"data_path": None, "image_size": 32, "train_batch_size": 16, "eval_batch_size": 16, "seed": 0}
     pictures, _ = data.create_loaders("digits", **asked, device=torch.device("cpu"), workers=0, skip_bad=False)
@@ -501,7 +523,7 @@ def training_run(network: nn.Module, method: ResRep) -> Run:
         loss=lambda logits, labels, images: F.cross_entropy(logits, labels),
         epochs=2,
         rate=lambda *place: 0.05,
-        make_optimizer=lambda groups: torch.optim.SGD(groups, momentum=0.9),
+        make_optimizer=make,
     )
 
 

@@ -89,7 +89,7 @@ def test_published_accounting_of_dense_networks(arch: str, flops: int, parameter
 
 
 def broken_as_published(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A pruned file as the fact sheet has it, from a settled VGG or ResNet with skeletons; blocks may be gone."""
+    """A pruned file as published, from a settled VGG or ResNet with skeletons; blocks may be gone."""
     state, alive_in = {}, torch.ones(3, dtype=torch.bool)
     modules = dict(network.named_modules())
     gone = [
@@ -180,10 +180,19 @@ def test_scales_of_our_own_files_are_only_folded(tmp_path):
     assert relative_error(logits(loaded), logits(network)) < 1e-5
 
 
-def test_a_skeleton_that_fits_no_layer_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("features.9.FilterSkeleton", (8, 3, 3), "unexpected features.9.FilterSkeleton"),
+        ("features.3.FilterSkeleton", (64,), "unexpected features.3.FilterSkeleton"),
+        ("features.1.weight", (63,), r"features.1.weight is \(63,\) in the file, \(64,\) in the network"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(name: str, shape: tuple[int, ...], told: str, tmp_path):
+    """Catches an error from inside where a line should say which tensor is wrong."""
     network, _ = attached("vgg16_bn")
-    torch.save(network.state_dict() | {"features.9.FilterSkeleton": torch.ones(8, 3, 3)}, tmp_path / "best.pth.tar")
-    with pytest.raises(ValueError, match=r"unexpected features\.9\.FilterSkeleton"):
+    torch.save(network.state_dict() | {name: torch.ones(shape)}, tmp_path / "best.pth.tar")
+    with pytest.raises(ValueError, match=told):
         models.load_checkpoint(models.create_model("vgg16_bn", 10), tmp_path / "best.pth.tar")
 
 

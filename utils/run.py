@@ -3,7 +3,8 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,31 @@ from torch import Tensor, nn
 
 from utils.average import Average, statistics
 from utils.ranks import Ranks
+
+
+class Batches(Protocol):
+    """What of a loader (`data.Loader`) a run uses."""
+
+    epoch: int  # the position: epochs done,
+    batch: int  # and batches of this epoch
+    device: torch.device
+    batch_size: int
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Steps(Protocol):
+    """What of a method (`pruning.Method`) a run uses."""
+
+    batches_per_step: int
+
+    def optimizers(self, network: nn.Module, make: Callable) -> list[torch.optim.Optimizer]: ...
+    def step(self, run: "Run", *batches: tuple[Tensor, Tensor]) -> None: ...
+    def settle(self, network: nn.Module) -> None: ...
+    def figures(self, network: nn.Module) -> dict[str, float]: ...
 
 
 class Meter:
@@ -48,8 +74,8 @@ class Run:
     def __init__(
         self,
         network: nn.Module,
-        method,
-        loader,
+        method: Steps,
+        loader: Batches,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         epochs: int,
         rate: Callable[[int, int, int], float],
@@ -239,7 +265,7 @@ def fit(run: Run, callbacks: list) -> None:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, loader, ranks: Ranks | None = None) -> dict[str, float]:
+def evaluate(network: nn.Module, loader: Batches, ranks: Ranks | None = None) -> dict[str, float]:
     """Loss, top-1 and top-5 (per cent) over all pictures of `loader`, each once, whichever process has it."""
     network.eval()
     meter = Meter(loader.device)

@@ -1,16 +1,20 @@
-"""What a file holds: read without running any code in it, unpacked, and its names translated."""
+"""What a file holds: unpacked, and its names translated."""
 
 import os
 import re
-import warnings
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
-FACTS = {"kept": dict, "widths": dict, "deps": list}  # facts that are tables
+from models.formats.reading import MOST_NUMBERS
+
+TABLES = ("kept", "widths")  # facts about every layer, by its name
+FACTS = {"deps": list, "classes": list, "options": dict, "accuracy": dict} | dict.fromkeys(TABLES, dict)
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
+CONTAINERS = (*AVERAGES, "state_dict", "model", "model_state_dict", "net", "network", "module")
+TENSORS = Tensor | np.ndarray
 
 
 @dataclass
@@ -18,13 +22,14 @@ class Content:
     """Tensors and facts of a file: at first as they stand in it, then as our own format would hold them."""
 
     tensors: dict[str, Tensor]
-    facts: dict[str, object]  # what the file says about itself: numbers, strings, and the tables in `FACTS`
+    facts: dict[str, object]  # what the file says about itself: numbers, strings, and those of `FACTS`
     form: str  # the key under which the file holds its tensors; "flat" if it holds nothing else
     arch: str | None  # what the file calls the network, if that is meant as a name of ours
     narrow: bool = False  # whether layers may have fewer channels than in the network, or be missing
     identities: list[str] = field(default_factory=list)  # modules of the network that the file's network lacks
     extras: dict[str, Tensor] = field(default_factory=dict)  # tensors that only a pruning method understands
     note: str = ""  # how the file's network differs from ours although the weights fit
+    remarks: list[str] = field(default_factory=list)  # which part of the file was taken, and what was left out
 
 
 # How others name the layers of a network: the name of a tensor that only their files have, and rows (their name, ours),
@@ -32,71 +37,90 @@ class Content:
 Names = tuple[str, tuple[tuple, ...]]
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The dictionary in the file, its tensors on the CPU.
+def unpack(container: dict, path: str | os.PathLike, network: nn.Module) -> Content:
+    """The content of a file: it is a state_dict, or a dictionary that holds one under a name of `CONTAINERS`.
+
+    If it holds an average of the weights too, that is what its trainer evaluates, and it is taken. The names of
+    tensors lose what wrappers put before them (`module.`, `_orig_mod.`, Lightning's `model.`, ...). The masks of
+    `torch.nn.utils.prune` become ours, and sparse tensors dense ones.
 
     Raises:
-        ValueError: no such file, a broken one, one that needs code to be rebuilt, or no dictionary in it.
+        ValueError: there are no tensors, something else stands among them, or one is quantised or has no values.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(HDF5))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    if not head:
-        raise ValueError(f"{path}: is empty")
-    return read_hdf5(path) if head == HDF5 else read_torch(path)
-
-
-def read_torch(path: str | os.PathLike) -> dict:
-    """What `torch.save` wrote."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file raises a dozen types: RuntimeError, KeyError, EOFError, OSError, ...
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"holds {foreign[1]}, which only code could rebuild" if foreign else "truncated, or no checkpoint"
-        raise ValueError(f"{path}: {reason} (code in a checkpoint is never run)") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dictionary")
-    return content
-
-
-def read_hdf5(path: str | os.PathLike) -> dict:
-    """A file with one data set for each tensor. In ResRep's there is also `deps`: the widths of all convolutions."""
-    try:
-        import h5py
-    except ImportError:
-        raise ValueError(f"{path}: an .hdf5 file needs h5py: pip install h5py") from None
-    try:
-        with h5py.File(path) as file:
-            arrays = {name: torch.from_numpy(np.asarray(array)) for name, array in file.items()}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: truncated, or no flat file of tensors ({str(error).splitlines()[0]})") from None
-    deps = arrays.pop("deps", None)
-    return {"state_dict": arrays} | ({} if deps is None else {"deps": deps.tolist()})
-
-
-def unpack(container: dict, path: str | os.PathLike) -> Content:
-    """The content of a file: it is a state_dict, or a dictionary that holds one as `state_dict` or `model`.
-
-    The names of tensors may start with `module.`, which is removed.
-
-    Raises:
-        ValueError: there are no tensors, or something else stands among them.
-    """
-    form = next((key for key in ("state_dict", "model") if isinstance(container.get(key), dict)), "flat")
-    tensors, facts = (container, {}) if form == "flat" else (container[form], _facts(container))
-    strays = [str(name) for name, value in tensors.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    tensors, form, remarks = container, "flat", []
+    for _ in range(3):  # some hold one in another
+        inside = next((key for key in CONTAINERS if isinstance(tensors.get(key), dict)), None)
+        if inside is None:
+            break
+        if inside in AVERAGES:
+            remarks.append(f"its average of the weights is taken ({inside})")
+        elif inside not in ("state_dict", "model"):
+            remarks.append(f"its {inside} is taken")
+        tensors, form = tensors[inside], inside
+    if form in AVERAGES:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}  # a counter
+    facts = {} if form == "flat" else _facts(container)
+    strays = [str(n) for n, value in tensors.items() if not (isinstance(n, str) and isinstance(value, TENSORS))]
     if strays or not tensors:
         raise ValueError(f"{path}: no state_dict in it ({strays[0] + ' is no tensor' if strays else 'nothing at all'})")
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return Content(tensors, facts, form, facts.get("arch"))
+    try:
+        tensors = {name: _dense(name, tensor) for name, tensor in tensors.items()}
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    names, prefix = _without_wrappers(list(tensors), network)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: has {max(names, key=names.count)} twice, with and without a wrapper's prefix")
+    if prefix:
+        remarks.append(f"the names of its tensors are taken without {prefix}")
+    tensors = _masks_of_torch(dict(zip(names, tensors.values(), strict=True)))
+    return Content(tensors, facts, form, facts.get("arch"), remarks=remarks)
 
 
 def _facts(container: dict) -> dict:
-    values = {k: v.item() if isinstance(v, Tensor) and v.ndim == 0 else v for k, v in container.items()}
-    return {k: v for k, v in values.items() if isinstance(v, str | int | float | FACTS.get(k, str))}
+    values = {k: v.item() if isinstance(v, Tensor | np.generic) and v.ndim == 0 else v for k, v in container.items()}
+    return {k: v for k, v in values.items() if isinstance(v, FACTS.get(k, str | int | float))}
+
+
+def _dense(name: str, tensor: Tensor | np.ndarray) -> Tensor:
+    try:
+        tensor = torch.as_tensor(tensor).detach()
+    except TypeError:
+        raise ValueError(f"{name} holds {tensor.dtype}, no numbers") from None
+    if tensor.is_quantized:
+        raise ValueError(f"{name} is quantised ({tensor.dtype}): only networks of floating-point weights are read")
+    if tensor.is_meta:
+        raise ValueError(f"{name} has a shape but no values")
+    if tensor.layout is not torch.strided:
+        if tensor.numel() > MOST_NUMBERS:
+            raise ValueError(f"{name}: a sparse tensor of {tuple(tensor.shape)} is too large for a network's")
+        tensor = tensor.to_dense()
+    return tensor
+
+
+def _without_wrappers(names: list[str], network: nn.Module) -> tuple[list[str], str]:
+    """The names without what modules around the network put before them, and that prefix where it is no common one."""
+    names = [name.replace("_orig_mod.", "") for name in names]  # torch.compile, of the network or of parts of it
+    while any(name.startswith("module.") for name in names):  # DataParallel
+        names = [name.removeprefix("module.") for name in names]
+    own, prefix = {name.partition(".")[0] for name in network.state_dict()}, ""
+    while len(first := {name.partition(".")[0] for name in names}) == 1 and not first & own:
+        rest = [name.partition(".")[2] for name in names]
+        if not any("." in name for name in rest):
+            break
+        names, prefix = rest, f"{prefix}{first.pop()}."
+    return names, prefix
+
+
+def _masks_of_torch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weight_orig` and `weight_mask` of `torch.nn.utils.prune` as a layer's `weight` and `mask`; a bias multiplied."""
+    ours = dict(tensors)
+    for name in tensors:
+        whole = name.removesuffix("_orig")
+        if whole != name and f"{whole}_mask" in tensors:
+            weight, mask = ours.pop(name), ours.pop(f"{whole}_mask")
+            layer, dot, kind = whole.rpartition(".")
+            ours |= {whole: weight, f"{layer}{dot}mask": mask} if kind == "weight" else {whole: weight * mask}
+    return ours
 
 
 def has_names(content: Content, network: nn.Module, table: dict[str, Names]) -> bool:
@@ -123,6 +147,6 @@ def renamed(content: Content, network: nn.Module, table: dict[str, Names]) -> Co
         return ours(layer) + dot + tensor
 
     tensors = {our_tensor(name): tensor for name, tensor in content.tensors.items()}
-    tables = {key: fact for key, fact in content.facts.items() if isinstance(fact, dict)}  # by layer
-    tables = {key: {ours(layer): value for layer, value in fact.items()} for key, fact in tables.items()}
+    tables = {key: content.facts[key] for key in TABLES if key in content.facts}
+    tables = {key: {ours(str(layer)): value for layer, value in fact.items()} for key, fact in tables.items()}
     return replace(content, tensors=tensors, facts=content.facts | tables, arch=None)

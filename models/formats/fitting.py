@@ -2,18 +2,23 @@
 
 import copy
 import re
+from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from models.formats.content import Content
-from structure import narrow, norms_after_convolutions, widths
+from structure import LOGITS, Graph, narrow, norms_after_convolutions, widths
 
 SHOWN = 8  # misfits that an error lists
 
 
-def fill(network: nn.Module, content: Content) -> tuple[dict[str, Tensor], list[str]]:
+def fill(network: nn.Module, content: Content, classes: list[str] | None = None) -> tuple[dict[str, Tensor], list[str]]:
     """Load what `own.read` returned into the network, in place.
+
+    Args:
+        classes: what the network is to tell apart, in order; None if nobody knows.
 
     Returns:
         layer -> the mask that its weight has been multiplied with; and a line for each thing that does not fit. If
@@ -24,7 +29,7 @@ def fill(network: nn.Module, content: Content) -> tuple[dict[str, Tensor], list[
     if content.narrow and not misfits:
         misfits = misfits_of_widths(target, content.facts.get("widths"))
     shown = misfits[:SHOWN] + [f"... and {len(misfits) - SHOWN} more"] * (len(misfits) > SHOWN)
-    contradictions = contradictions_of(content, network)
+    contradictions = contradictions_of(content, network) + difference(content.facts.get("classes"), classes)
     if contradictions or shown:
         return {}, contradictions + shown
     if content.narrow:
@@ -45,6 +50,50 @@ def contradictions_of(content: Content, network: nn.Module) -> list[str]:
     ]
 
 
+def difference(theirs: list[str] | None, ours: list[str] | None) -> list[str]:
+    """A line that names the first differences between the file's classes and the data's; none if one is not known."""
+    theirs = [str(name) for name in theirs or ()]
+    if not theirs or ours is None or theirs == list(ours):
+        return []
+    sides = (("the file", set(theirs) - set(ours)), ("the data", set(ours) - set(theirs)))
+    told = [f"only {who} has {', '.join(sorted(names)[:5])}" for who, names in sides if names]
+    if not told:
+        pairs = enumerate(zip_longest(theirs, ours, fillvalue="nothing"))
+        told = [f"number {n} is {a} in the file, {b} in the data" for n, (a, b) in pairs if a != b][:1]
+    return [f"the file's classes are not those of the data: {' and '.join(told)}"]
+
+
+def with_fresh_classifier(content: Content, network: nn.Module, classes: list[str] | None) -> Content:
+    """The content with the network's own classifier in place of one for other classes; all else stays.
+
+    Raises:
+        ValueError: it has one, but the network has no single layer that writes the logits.
+    """
+    name = classifier(network)
+    ours, theirs = network.get_submodule(name), content.tensors.get(f"{name}.weight")
+    known = difference(content.facts.get("classes"), classes)
+    if theirs is None or theirs.dim() < 2 or (len(theirs) == len(ours.weight) and not known):
+        return content
+    tensors = {key: tensor for key, tensor in content.tensors.items() if not key.startswith(f"{name}.")}
+    tensors[f"{name}.weight"] = ours.weight.detach()[:, : theirs.shape[1]].clone()  # the file's network may be narrower
+    if ours.bias is not None:
+        tensors[f"{name}.bias"] = ours.bias.detach().clone()
+    facts = {key: fact for key, fact in content.facts.items() if key not in ("num_classes", "classes")}
+    if "widths" in facts:
+        facts["widths"] = facts["widths"] | {name: len(ours.weight)}
+    extras = {key: tensor for key, tensor in content.extras.items() if not key.startswith(f"{name}.")}
+    remark = f"its classifier {name} of {len(theirs)} classes is left out: one of {len(ours.weight)} starts anew"
+    return replace(content, tensors=tensors, facts=facts, extras=extras, remarks=[*content.remarks, remark])
+
+
+def classifier(network: nn.Module) -> str:
+    """The name of the layer that writes the logits. Raises ValueError if there is not exactly one."""
+    writers = {name for name, space in Graph(network).output.items() if LOGITS in space.fixed}
+    if len(writers) != 1:
+        raise ValueError(f"{type(network).__name__}: no single layer writes its logits, so none can start anew")
+    return writers.pop()
+
+
 def _bare(value: object) -> str:
     """A name without its spelling: MobileNet-V2, mobilenetv2 and mobilenet_v2 are the same."""
     return re.sub(r"[\W_]", "", str(value).lower())
@@ -59,6 +108,8 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
     - A convolution before a batch norm may lack its bias, which is zero then, since a batch norm takes any shift away.
     - `num_batches_tracked` may be missing.
     - `<layer>.mask` is multiplied into the layer's weight.
+
+    Weights that are integers or not finite do not fit.
     """
     state = network.state_dict()
     masks = {n.removesuffix(".mask"): t for n, t in tensors.items() if n.endswith(".mask") and n not in state}
@@ -66,7 +117,15 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
     needless = {f"{conv}.bias" for conv in norms_after_convolutions(network).values()}
     misfits = []
 
-    def fitted(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    def fitted(name: str, tensor: Tensor, ours: Tensor) -> Tensor:
+        shape = ours.shape
+        if ours.is_floating_point() and not name.endswith(".mask"):
+            if not tensor.is_floating_point():
+                misfits.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} in place of weights")
+            elif wrong := int((~tensor.to(ours.dtype).isfinite()).sum()):
+                misfits.append(f"{name} has {wrong} numbers that are not finite")
+            elif name.endswith("running_var") and (tensor < 0).any():
+                misfits.append(f"{name} has variances below zero")
         if tensor.shape == shape:
             return tensor
         if {tensor.ndim, len(shape)} == {2, 4} and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel():
@@ -77,7 +136,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
     for name, ours in state.items():
         layer, _, kind = name.rpartition(".")
         if name in given:
-            state[name] = fitted(name, given[name], ours.shape)
+            state[name] = fitted(name, given[name], ours)
         elif name in needless and f"{layer}.weight" in given:
             state[name] = torch.zeros_like(ours)
         elif kind != "num_batches_tracked":
@@ -89,7 +148,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
         if weight not in state:
             misfits.append(f"unexpected {layer}.mask")
             continue
-        masks[layer] = fitted(f"{layer}.mask", mask, network.get_parameter(weight).shape)
+        masks[layer] = fitted(f"{layer}.mask", mask, network.get_parameter(weight))
         if not misfits:
             state[weight] = state[weight] * masks[layer].to(state[weight].dtype)
     return state, masks, misfits

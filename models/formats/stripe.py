@@ -38,17 +38,18 @@ def read_trained(content: Content, network: nn.Module) -> Content:
     graph, living, gone = Graph(pruned), {}, 0
     for name, scales in content.tensors.items():
         layer = name.removesuffix(SCALES)
-        space = graph.output.get(layer)
-        if not name.endswith(SCALES) or space is None or len(scales) != space.channels:
+        if not name.endswith(SCALES) or not isinstance(graph.layers.get(layer), nn.Conv2d):
             continue
-        if space.fixed and scales[0].numel() == 1:
+        shape, space = graph.layers[layer].weight.shape, graph.output[layer]
+        if scales.shape != (shape[0], *shape[2:]) or (space.fixed and scales[0].numel() == 1):
             continue
         stays = scales.abs() > threshold
         gone += int((scales[~stays] != 0).sum())
         tensors[name] = scales * stays
         if not space.fixed:
             alive = stays.flatten(1).any(1)
-            tensors |= {key: tensors[key] * alive for key in _affine(graph, space.carriers) if key in tensors}
+            affine = {key: tensors[key] for key in _affine(graph, space.carriers) if key in tensors}
+            tensors |= {key: tensor * alive for key, tensor in affine.items() if tensor.shape == alive.shape}
             if alive.any():
                 living[layer] = alive.nonzero().flatten()
     state, _, misfits = fit(fold_scales(tensors), pruned)
