@@ -18,7 +18,7 @@ import tvm
 from tvm import relax
 from tvm.support import cc
 
-from utils.files import atomic, save_text
+from utils.files import atomic, save_text, sweep
 
 from ..dump import forget
 from ..runtime.folder import ALIGNMENT, DESCRIPTION, FORMAT_VERSION, LIBRARY, WEIGHTS, digest, header, pending
@@ -142,6 +142,7 @@ class Compiled(Library):
                 for path in paths.values():
                     path.unlink(missing_ok=True)
             raise
+        sweep(folder)
         for name, path in paths.items():
             os.replace(path, folder / name)
             for stale in folder.glob(f".{'[0-9a-f]' * 32}.{name}"):  # of a save that was stopped
