@@ -51,7 +51,7 @@ OWN = {
     "stripe": "--sr --threshold --pr_unit --pr_target --freeze_weights --max_rate --schedule_end",
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
---tolerance --out --dump_dir"""
+--tolerance --out --dump_dir --profile"""
 
 
 def switched_on(cls: type) -> set[str]:
