@@ -135,6 +135,13 @@ def test_a_sparse_tensor_takes_no_memory_before_its_size_is_checked(save, tensor
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_tensor_of_another_shape_takes_no_memory(save, tensors):  # noqa: F811
+    """One number that is repeated by a stride of 0: its values would take a terabyte."""
+    giant = torch.zeros(1).expand(1 << 19, 1 << 19)
+    said = refusal(network(), save(dict(tensors) | {"conv1.weight": giant}))
+    assert "conv1.weight is (524288, 524288) in the file, (16, 3, 3, 3) in the network" in said
+
+
 def test_tensors_that_are_no_weights_are_named(save, tensors):  # noqa: F811
     weight = tensors["conv1.weight"]
     broken, negative = weight.clone(), -tensors["bn1.running_var"]

@@ -177,6 +177,8 @@ def read_yaml(path: Path) -> dict[str, object]:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # PyYAML's own, of a malformed value: AttributeError, IndexError, RecursionError, ...
+        raise ValueError(f"--config {path}: holds a value that is no YAML ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: not a mapping of options")
     return {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
@@ -199,7 +201,7 @@ def _converted(kind: type, value: object) -> object:
         return value
     try:
         return kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return value
 
 

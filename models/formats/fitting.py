@@ -119,6 +119,10 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
 
     def fitted(name: str, tensor: Tensor, ours: Tensor) -> Tensor:
         shape = ours.shape
+        axes = {tensor.ndim, len(shape)} == {2, 4}  # a linear layer and a 1x1 convolution
+        if tensor.shape != shape and not (axes and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel()):
+            misfits.append(f"{name} is {tuple(tensor.shape)} in the file, {tuple(shape)} in the network")
+            return tensor
         if ours.is_floating_point() and not name.endswith(".mask"):
             if not tensor.is_floating_point():
                 misfits.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} in place of weights")
@@ -126,12 +130,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
                 misfits.append(f"{name} has {wrong} numbers that are not finite")
             elif name.endswith("running_var") and (tensor < 0).any():
                 misfits.append(f"{name} has variances below zero")
-        if tensor.shape == shape:
-            return tensor
-        if {tensor.ndim, len(shape)} == {2, 4} and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel():
-            return tensor.reshape(shape)  # a linear layer and a 1x1 convolution
-        misfits.append(f"{name} is {tuple(tensor.shape)} in the file, {tuple(shape)} in the network")
-        return tensor
+        return tensor.reshape(shape)
 
     for name, ours in state.items():
         layer, _, kind = name.rpartition(".")
