@@ -100,7 +100,7 @@ def _add(group, field: Field) -> None:
         settings["help"] = argparse.SUPPRESS
         group.add_argument(*off, action="store_false", default=argparse.SUPPRESS, **settings)
         return
-    settings["type"] = field.metadata["read"] or kind
+    settings["type"] = field.metadata["read"] or (path if kind is Path else kind)
     if field.metadata["choices"]:
         settings["choices"] = field.metadata["choices"]  # argparse shows them
     else:
@@ -110,6 +110,13 @@ def _add(group, field: Field) -> None:
     if field.metadata["alone"] is not None:
         settings |= {"nargs": "?", "const": field.metadata["alone"]}
     group.add_argument(*flags, required=default_of(field) is REQUIRED, **settings)
+
+
+def path(text: str) -> Path:
+    """A path of the command line. Raises ValueError for an empty one, which pathlib takes for the current folder."""
+    if not text:
+        raise ValueError("empty")
+    return Path(text)
 
 
 def underscored(argv: list[str]) -> list[str]:
@@ -200,7 +207,7 @@ def _converted(kind: type, value: object) -> object:
     if kind not in (int, float, Path) or not convertible or isinstance(value, bool):
         return value
     try:
-        return kind(value)
+        return path(value) if kind is Path else kind(value)
     except (ValueError, OverflowError):
         return value
 

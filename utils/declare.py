@@ -138,7 +138,9 @@ def in_words(within: str) -> str:
 def _is_of(kind: type, value: object) -> bool:
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, kind | str if kind is Path else kind)
+    if kind is Path:
+        return isinstance(value, Path | str) and value != ""  # which pathlib takes for the current folder
+    return isinstance(value, kind)
 
 
 def _article(kind: type) -> str:
