@@ -35,7 +35,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports a mistake as ValueError instead of printing the usage."""
 
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(" ".join(message.split()))
 
 
 class Answer(argparse.Action):

@@ -109,7 +109,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
     - `num_batches_tracked` may be missing.
     - `<layer>.mask` is multiplied into the layer's weight.
 
-    Weights that are integers or not finite do not fit.
+    Weights that are integers or not finite do not fit, nor do masks of other numbers than 0 and 1.
     """
     state = network.state_dict()
     masks = {n.removesuffix(".mask"): t for n, t in tensors.items() if n.endswith(".mask") and n not in state}
@@ -126,9 +126,9 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
         if ours.is_floating_point() and not name.endswith(".mask"):
             if not tensor.is_floating_point():
                 misfits.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} in place of weights")
-            elif wrong := int((~tensor.to(ours.dtype).isfinite()).sum()):
+            elif wrong := int((~(values := tensor.to(ours.dtype)).isfinite()).sum()):
                 misfits.append(f"{name} has {wrong} numbers that are not finite")
-            elif name.endswith("running_var") and (tensor < 0).any():
+            elif name.endswith("running_var") and (values < 0).any():
                 misfits.append(f"{name} has variances below zero")
         return tensor.reshape(shape)
 
@@ -148,6 +148,8 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
             misfits.append(f"unexpected {layer}.mask")
             continue
         masks[layer] = fitted(f"{layer}.mask", mask, network.get_parameter(weight))
+        if not misfits and not ((mask == 0) | (mask == 1)).all():
+            misfits.append(f"{layer}.mask holds other numbers than 0 and 1")
         if not misfits:
             state[weight] = state[weight] * masks[layer].to(state[weight].dtype)
     return state, masks, misfits
