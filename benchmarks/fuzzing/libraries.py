@@ -85,6 +85,6 @@ class TuneFiles(Kind):
 
         state = tune.Times(self.path, self.machine).state
         numbers = [state["gigahertz"], *state["times_ms"].values()]
-        if not all(np.isfinite(n) and n > 0 and not isinstance(n, bool) for n in numbers):
+        if not all(0 < n < np.inf and not isinstance(n, bool) for n in numbers):
             raise Wrong("a time is no positive number")
         return "its times are positive; what was measured, only the file knows"

@@ -136,8 +136,6 @@ class CommandLines(Kind):
 class TuneCommandLines(CommandLines):
     """Words for `model_tune.py`."""
 
-    one_line = True
-
     def prepare(self) -> None:
         import model_tune
         from utils.declare import flags_of, options_of
