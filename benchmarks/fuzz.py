@@ -31,6 +31,10 @@ BAD = ("wrong", "traceback", "hang", "crash", "memory")
 MEMORY = 1 << 30  # bytes that one input may take: the good ones take a few MiB
 LONGEST = 10_000  # characters of a message
 
+LAW = """A damaged input is to be read rightly, or refused with an error of one line (benchmarks/fuzz.py). Wrong:
+accepted, and not what it says. Traceback: an error of another type, or a message of many lines. Hang: more than 10
+seconds (of a compiled network 60, of a saved library 20). Crash: the end of the process. Memory: more than a GiB."""
+
 
 def judge(kind: Kind, random: Random) -> tuple[str, str, str]:
     """What becomes of an input: a word of LAWFUL or BAD, what was changed in it, and the reason."""
@@ -113,6 +117,13 @@ def table(counts: dict) -> str:
     return "\n".join(lines)
 
 
+def write(counts: dict, folder: Path) -> None:
+    """The counts, for a further call and for people."""
+    files.save_json(folder / "fuzz.json", counts)
+    lines = ["# Damaged inputs", "", LAW, "", table(counts), "", "## How", "", *(f"- {line}" for line in counts["how"])]
+    files.save_text(folder / "fuzz.md", "\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -123,6 +134,8 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.out / "fuzz.json"
     counts = json.loads(path.read_text()) if path.exists() else {"fates": {}, "reasons": {}, "bad": [], "how": []}
+    how = f"`{command()}` on {machine.line()}"
+    counts["how"] = [*(line for line in counts["how"] if line != how), how]
     for name in arguments.kinds:
         fates, reasons = Counter(counts["fates"].get(name, {})), Counter(counts["reasons"].get(name, {}))
         first = sum(fates.values()) if arguments.seed is None else arguments.seed
@@ -141,13 +154,8 @@ def main() -> None:
                     break
         print(name, dict(fates), flush=True)
         counts["fates"][name], counts["reasons"][name] = dict(fates), dict(reasons)
-    how = f"`{command()}` on {machine.line()}"
-    counts["how"] = [*(line for line in counts["how"] if line != how), how]
-    if arguments.seed is None:
-        files.save_json(path, counts)
-        head = f"# Damaged inputs\n\n{' '.join(__doc__.splitlines()[0].split('. ')[:1])}.\n\n"
-        text = head + table(counts) + "\n\n## How\n\n" + "\n".join(f"- {line}" for line in counts["how"]) + "\n"
-        files.save_text(arguments.out / "fuzz.md", text)
+        if arguments.seed is None:
+            write(counts, arguments.out)
 
 
 if __name__ == "__main__":
