@@ -12,6 +12,8 @@ import yaml
 from benchmarks.fuzzing import mutations
 from benchmarks.fuzzing.kind import Kind, Wrong
 
+COMMON = ["1", "2", "0.5", "0.1", "1e-3"] * 5  # words that many options take
+
 
 class Recipes(Kind):
     """YAML files of options, with other keys and values and with damaged text, for `imagenet.py`."""
@@ -102,9 +104,9 @@ class CommandLines(Kind):
         for _ in range(random.choice([1, 1, 2, 3, 5])):
             flag = random.choice(self.flags)
             flag = random.choice(
-                [flag] * 6 + [flag.replace("_", "-"), flag[:-1], "--help", "--version", "-h", "--x", "--"]
+                [flag] * 20 + [flag.replace("_", "-"), flag[:-1], "--help", "--version", "-h", "--x", "--"]
             )
-            word = random.choice([*self.words, *map(str, mutations.NUMBERS), *mutations.WORDS])
+            word = random.choice([*self.words, *COMMON, *map(str, mutations.NUMBERS), *mutations.WORDS])
             words += random.choice([[flag, word], [flag, word], [f"{flag}={word}"], [flag], [word], [flag, word, word]])
         self.argv = words
         return " ".join(words)[:100]
