@@ -10,7 +10,7 @@ OUT := experiments/demo
 # tensors are faster in one thread.
 QUICK := $(patsubst %,tests/test_%.py,house options utils configs data pruning bip)
 
-.PHONY: demo test quick lint format
+.PHONY: demo test slow quick lint format
 
 demo: $(READY)
 	$(BIN)/python imagenet.py $(DIGITS) --conv_type DenseConv --num_epochs 10 --lr 0.05 --job_dir $(OUT)/dense
@@ -20,6 +20,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(QUICK) -k "not resnet50 and not mobilenet"

@@ -5,12 +5,12 @@ python imagenet.py --arch mobilenet_v2 --data_set imagefolder --data_path ImageN
 """
 
 import sys
+from typing import TYPE_CHECKING
 
-import data
-import models
-import pruning.options
-import utils.parse
-from utils.options import Options
+from utils import errors
+
+if TYPE_CHECKING:
+    from utils.options import Options
 
 START = """Prune a convolutional network and train it. To start:
 
@@ -31,19 +31,22 @@ def main(argv: list[str]) -> None:
     options = parse(argv)
 
     # What needs torch is imported here, since that takes two seconds: --help, --list and a mistyped flag are answered
-    # before. The rooms that are imported above do the same by themselves.
-    import torch
+    # before. The rest is imported late, too, so that Ctrl-C is answered in one line from the start.
+    with errors.uninterrupted():
+        import torch
 
-    from jobs import pictures, prune
-    from jobs.evaluate import evaluate
-    from jobs.parts import Parts
-    from utils import machine, ranks, report
+        import models
+        from jobs import checkpoint, folder, pictures, prune
+        from jobs.evaluate import evaluate
+        from jobs.parts import Parts
+        from utils import machine, ranks, report
 
+    options = checkpoint.complete(options)
     method = prune.create_method(options)
     method.check(models.create_model(options.arch))
     if len(options.gpus) > 1 and torch.cuda.is_available() and not ranks.started():
         ranks.start(__file__, argv, options.gpus)
-    with ranks.join() as here:
+    with ranks.join() as here, folder.kept_by(options, here):
         screen = report.screen(quiet=not here.first)
         device, line = machine.pick_device(here.local if here.world > 1 else options.gpus[0])
         screen.print(line if here.world == 1 else f"{line}; {here.world} processes")
@@ -61,8 +64,13 @@ def main(argv: list[str]) -> None:
         prune.hand_over(parts, run)
 
 
-def parse(argv: list[str]) -> Options:
+def parse(argv: list[str]) -> "Options":
     """The options of a run, those of its method included. Raises ValueError for what is wrong with them."""
+    import data
+    import models
+    import pruning.options
+    import utils.parse
+
     answers = {"--list": (listing, "show networks, data sets and methods, and exit")}
     options = utils.parse.parse(argv, pruning.options, __doc__, answers)
     models.known(options.arch)
@@ -72,6 +80,10 @@ def parse(argv: list[str]) -> Options:
 
 def listing() -> str:
     """What there is to choose from, a line each."""
+    import data
+    import models
+    import pruning.options
+
     also = {name: f" (also {alias})" for alias, name in pruning.ALIASES.items()}
     sections = {
         "networks (--arch)": {name: network.about for name, network in models.NETWORKS.items()},
@@ -85,10 +97,4 @@ def listing() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"imagenet.py: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before or after training; while training, a checkpoint is written first
-        sys.exit(130)
+    sys.exit(errors.answer("imagenet.py", lambda: main(sys.argv[1:])))

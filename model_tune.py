@@ -5,17 +5,24 @@
 Reads the file, finds the blocks in its weights, compiles it twice (block sparse, and dense as its twin), proves the
 outputs equal to ONNX Runtime's, times these three and OpenVINO, if there is one, in turns, and writes lib.so,
 weights.bin, deploy.json and deploy.md. With --rpc the library runs on another computer. Needs no PyTorch.
+
+    python model_tune.py --benchmark job/deploy --sessions 4 --runs 200
+
+Times a library that was written: latency and throughput with so many threads that call it at once.
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from utils import command_line, machine
+from utils import command_line, errors, files, machine
 from utils.declare import REQUIRED, Declared, option
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -69,6 +76,7 @@ class ProofOptions(Declared):
     )
     tolerance: float = option(1e-4, "largest relative error that is accepted", within="[0, inf)")
     runs: int = option(200, "timed calls of each runtime", within="[1, inf)")
+    profile: bool = option(False, "measure every kernel of the saved library, and write its table into deploy.md")
     out: str | None = option(None, "folder to write; default: deploy/ beside the file")
     dump_dir: str | None = option(None, "folder for the program after each pass, as text")
 
@@ -85,6 +93,8 @@ class Options(NetworkOptions, ProcessorOptions, ProofOptions):  # in the order o
             )
         if self.key and not self.rpc:
             raise ValueError(f"--key {self.key} names a device of a tracker: --rpc HOST:PORT is missing")
+        if self.profile and self.rpc:
+            raise ValueError("--profile measures on this computer, and cannot be given with --rpc")
         if not self.rpc and (self.threads or 0) > machine.cores():
             raise ValueError(f"--threads {self.threads}: this computer has {machine.cores()} cores")
         there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
@@ -102,8 +112,10 @@ def parse(argv: list[str] | None = None) -> Options:
     return command_line.parse(sys.argv[1:] if argv is None else argv, Options, __doc__)
 
 
-def pictures(options: Options, shape: list[int]) -> np.ndarray:
+def pictures(options: Options, shape: list[int]) -> "np.ndarray":
     """Random pictures, and the given ones behind them: (B, *shape[1:])."""
+    import numpy as np
+
     random = np.random.default_rng(0).standard_normal((4 * shape[0], *shape[1:])).astype(np.float32)
     beside = Path(options.onnx_path).parent / "inputs.npy"
     path = Path(options.images) if options.images else beside
@@ -118,8 +130,10 @@ def pictures(options: Options, shape: list[int]) -> np.ndarray:
     return np.concatenate([random, given])
 
 
-class Differs(Exception):
-    """A library computes something else than ONNX Runtime."""
+class Differs(ValueError):
+    """A library computes something else than the reference."""
+
+    status = 1
 
 
 def prove(options: Options, device, sparse, dense) -> dict:
@@ -128,8 +142,19 @@ def prove(options: Options, device, sparse, dense) -> dict:
     from deploy.tuning import measure
 
     if not device and not sparse.runs_here:
-        return {"measured_on": None, "max_relative_error": None, "top1_agreement": None, "latency_ms": {}}
-    shape, reference = sparse.info["input"]["shape"], measure.peer(options.onnx_path, sparse.info["threads"])
+        return {
+            "measured_on": None,
+            "proven_by": None,
+            "max_relative_error": None,
+            "top1_agreement": None,
+            "latency_ms": {},
+        }
+    shape, proven_by = sparse.info["input"]["shape"], "ONNX Runtime"
+    try:
+        reference = measure.peer(options.onnx_path, sparse.info["threads"])
+    except measure.Unreadable as problem:
+        print(f"ONNX Runtime is left out: {problem}")
+        reference, proven_by = measure.evaluator(options.onnx_path), "onnx's reference evaluator"
     images = pictures(options, shape)
     runners = {"tvm_dense": dense, "tvm_sparse": sparse}
     if device:
@@ -141,7 +166,7 @@ def prove(options: Options, device, sparse, dense) -> dict:
     if device:
         timers = {name: runner.time for name, runner in runners.items()}
     else:
-        racers = {"onnxruntime_dense": reference}
+        racers = {"onnxruntime_dense": reference} if proven_by == "ONNX Runtime" else {}
         try:
             racers["openvino_dense"] = measure.openvino_peer(options.onnx_path, sparse.info["threads"], shape)
         except ValueError as problem:
@@ -150,50 +175,101 @@ def prove(options: Options, device, sparse, dense) -> dict:
         timers = {name: measure.timer(run) for name, run in racers.items()}
     return {
         "measured_on": device.name if device else "this computer",
+        "proven_by": proven_by,
         "max_relative_error": error,
         "top1_agreement": top1,
         "latency_ms": measure.race(timers, images[: shape[0]], options.runs),
     }
 
 
+def show_profile(library, runs: int) -> dict:
+    """What every kernel of the library takes, printed as a table."""
+    import numpy as np
+
+    from deploy import report
+    from deploy.tuning import profile
+
+    images = np.random.default_rng(0).standard_normal(library.info["input"]["shape"]).astype(np.float32)
+    found = profile.profile(library, library.machine, images, runs)
+    print("\n".join(report.profile_table(found)))
+    return found
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Declared):
+    """A saved library"""
+
+    benchmark: str = option(REQUIRED, "folder of a library that model_tune.py wrote (required)")
+    sessions: int = option(1, "threads that call it at once", within="[1, 1024]")
+    runs: int = option(200, "calls of each", within="[1, inf)")
+
+
+def benchmark(argv: list[str]) -> None:
+    """Print latency and throughput of a saved library as JSON."""
+    options = command_line.parse(argv, BenchmarkOptions, __doc__)
+    from deploy.tuning import profile
+
+    print(json.dumps(profile.benchmark(options.benchmark, options.sessions, options.runs), indent=1))
+
+
 def main(argv: list[str] | None = None) -> int:
-    try:
-        options = parse(argv)
+    """The exit status: 0, 1 if a library computes something else, 2 for whatever else is wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] == "--benchmark" for word in argv):
+        return errors.answer("model_tune.py", lambda: benchmark(argv))
+    return errors.answer("model_tune.py", lambda: tune(parse(argv)))
+
+
+def tune(options: Options) -> None:
+    """Compile, prove, measure, write. Raises ValueError and OSError, of one line, for whatever is wrong."""
+    # A folder belongs to one process at a time; deploy/ is part of the folder of the run that exported the file.
+    job_dir = options.folder.parent
+    ours = options.folder == Path(options.onnx_path).parent / "deploy" and (job_dir / "summary.json").exists()
+    with files.locked(job_dir if ours else options.folder):
+        compile_and_save(options)
+        print(f"wrote {options.folder / 'lib.so'}, weights.bin, deploy.json, deploy.md")
+        if ours:
+            complete_report(job_dir)
+
+
+def compile_and_save(options: Options) -> None:
+    """Write the faster of the two libraries, proven equal, and how it was made."""
+    with errors.uninterrupted():
         from deploy import compiler, dump, report
         from deploy.onnx import blocks, passes, reader
         from deploy.runtime import remote, startup
 
-        write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
-        network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
-        network = passes.simplify(network, write)
-        blocks.check(network, options.bsr)
-        device = remote.Device(options.rpc, options.key) if options.rpc else None
-        common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
-        sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
-        dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
-        found = prove(options, device, sparse, dense)
-        found["saved"] = report.better(found["latency_ms"], sparse.info["layers"])
-        saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
-        saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
-        report.show(saved.info)
+    write = dump.into(options.dump_dir) if options.dump_dir else dump.forget
+    network = reader.read_onnx(options.onnx_path, options.batch, options.image_size)
+    network = passes.simplify(network, write)
+    blocks.check(network, options.bsr)
+    device = remote.Device(options.rpc, options.key) if options.rpc else None
+    common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
+    sparse = compiler.compile_graph(network, options.onnx_path, sparsity=options.sparsity, dump=write, **common)
+    dense = compiler.compile_graph(network, options.onnx_path, dense=True, **common)
+    found = prove(options, device, sparse, dense)
+    found["saved"] = report.better(found["latency_ms"], sparse.info["layers"])
+    saved = {"tvm_sparse": sparse, "tvm_dense": dense}[found["saved"]]
+    saved.info = report.describe(saved.info, options.tolerance, found, options.runs)
+    report.show(saved.info)
+    with files.writing(options.folder, safe=f"{options.onnx_path} is as it was"):
         saved.save(options.folder)
         if saved.runs_here:
             saved.info["start_up"] = startup.measure(options.folder)
+            if options.profile:
+                saved.info["profile"] = show_profile(saved, options.runs)
             saved.describe(options.folder)
-        (options.folder / "deploy.md").write_text(report.markdown(saved.info))
-    except (ValueError, OSError) as error:
-        print(f"model_tune.py: {error}", file=sys.stderr)
-        return 2
-    except Differs as error:
-        print(f"model_tune.py: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {options.folder / 'lib.so'}, weights.bin, deploy.json, deploy.md")
-    job_dir = Path(options.onnx_path).parent
-    if options.folder == job_dir / "deploy" and (job_dir / "summary.json").exists():
-        from utils import report as job_report
+        files.save_text(options.folder / "deploy.md", report.markdown(saved.info))
 
-        job_report.write(job_dir, job_report.screen())  # the report of imagenet.py, complete now
-    return 0
+
+def complete_report(job_dir: Path) -> None:
+    """Write the report of imagenet.py again, with the times of the library if it was made from that run's export."""
+    from utils import report
+
+    summary = report.read(job_dir)
+    if summary and not report.latency_of(job_dir, summary):
+        print(f"{job_dir / 'summary.md'} shows no times: the library was made from another file, or not timed here")
+    report.write(job_dir, report.screen())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from data.folder import chance_of, enlarged, piece, readable
+from data.folder import chance_of, digest_of, enlarged, piece, readable
 from data.loader import Loader
 
 AHEAD = 2  # batches under way while one is used
@@ -29,6 +29,9 @@ class DaliLoader(Loader):
         dali.set_num_threads(max(workers, 1))
         self.samples, self.size, self.skip_bad, self._dali = list(samples), size, skip_bad, dali
         self._device = "cpu" if device.type == "cpu" else f"gpu:{device.index or 0}"
+
+    def _digest(self) -> str:
+        return digest_of(self.samples)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         with ThreadPoolExecutor(1, initializer=self._enter) as background:

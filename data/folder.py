@@ -4,10 +4,12 @@ Chance is drawn here, from (seed, epoch, picture) alone, so every loader cuts th
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import os
 import random
+import signal
 import stat
 import struct
 import zlib
@@ -24,6 +26,7 @@ from data.loader import Loader
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
 TIFF_PHOTOMETRIC = 262  # the tag that says whether zero is black or white
 BLANK = 1 << 24  # pixels: above, a file must have so many bytes that there may be something to see
+SIZED = 20_000  # of how many files at most the digest of a data set holds the size: asking takes long on a network
 SPARE = 20  # how many pictures in a row may be bad before skipping them ends
 
 
@@ -84,9 +87,13 @@ class FolderLoader(Loader):
             batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_stopping_to_the_run,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, so that iterating leaves the run's random state alone
         )
+
+    def _digest(self) -> str:
+        return digest_of(self._loader.dataset.samples)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         self._plan.epoch, self._plan.batches = self.epoch, plan
@@ -95,6 +102,30 @@ class FolderLoader(Loader):
                 yield images.permute(0, 3, 1, 2), labels
         except ValueError as error:  # a worker's comes wrapped in its whole traceback
             raise ValueError(str(error).rstrip().splitlines()[-1].removeprefix("ValueError: ")) from None
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: one that decodes must not die before the run has saved itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def digest_of(samples) -> str:
+    """A digest of the names of all pictures and of the sizes of an even choice of them, wherever their folder stands.
+
+    Args:
+        samples: as `FolderLoader` takes them; those that are no files have `names`, and the `file` that they are in.
+    """
+    digest = hashlib.sha256()
+    if hasattr(samples, "names"):
+        names, paths = samples.names, [str(samples.file)]
+    else:
+        paths = [path for path, _ in samples]
+        names = (os.sep.join(path.split(os.sep)[-2:]) for path in paths)  # the class folder, and the picture
+    for name in names:
+        digest.update(f"{name}\n".encode(errors="surrogateescape"))
+    for path in paths[:: -(-len(paths) // SIZED) or 1]:
+        digest.update(f"{os.path.getsize(path)}\n".encode())
+    return digest.hexdigest()
 
 
 class _Plan:

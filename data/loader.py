@@ -4,6 +4,7 @@ What a batch holds depends on (seed, epoch, picture) alone: not on how many work
 was interrupted. So the position in the epoch is all the state there is.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -104,6 +105,14 @@ class Loader:
         """Of this epoch's chances: the same whenever the epoch is entered."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
 
+    def identity(self) -> dict[str, object]:
+        """What tells these pictures from others: how many there are, and a digest."""
+        return {"pictures": self.count, "digest": self._digest()}
+
+    def _digest(self) -> str:
+        """Of the names and sizes of files, or of the pictures themselves where they are in memory."""
+        raise NotImplementedError
+
     def _order(self) -> Tensor:
         return torch.randperm(self.count, generator=self.generator()) if self.train else torch.arange(self.count)
 
@@ -145,6 +154,12 @@ class ResidentLoader(Loader):
         self.size = images.shape[1]
         self.images = torch.nn.functional.pad(images, (0, 0, *[self.pad] * 4)).to(device)
         self.labels = labels.to(device)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in (self.labels, self.images):
+            digest.update(tensor.cpu().numpy().data)
+        return digest.hexdigest()
 
     def _order(self) -> Tensor:
         return super()._order().to(self.device)

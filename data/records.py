@@ -31,6 +31,16 @@ class Records(Sequence):
         ):
             raise ValueError(f"{path}: its __keys__ are not the {count!r:.50} that its __len__ says")
 
+    @property
+    def names(self) -> list[str]:
+        """What the pictures are called."""
+        return [repr(key) for key in self.keys]
+
+    @property
+    def file(self) -> Path:
+        """Where the pictures are."""
+        return self.path / "data.mdb" if self.path.is_dir() else self.path
+
     def __len__(self) -> int:
         return len(self.keys)
 

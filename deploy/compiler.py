@@ -18,8 +18,6 @@ from .targets import find_machine
 if TYPE_CHECKING:
     from .codegen.build import Compiled
 
-FORMAT_VERSION = 2  # of deploy.json: of its fields, and of the texts that name kernels
-
 
 def compile_onnx(
     path: str | Path,
@@ -63,8 +61,8 @@ def compile_graph(
     costs = MeasuredCostModel(Times(tune, aim, device), *facts) if tune else CostModel(*facts)
     made = program.make_program(graph, aim, make_plan(costs))
     executable, weights = build.build(made.module, aim, dump)
+    outputs = [{"name": name, "shape": list(graph.shapes[tensor])} for name, tensor in graph.outputs.items()]
     info = {
-        "format_version": FORMAT_VERSION,
         "onnx": str(path),
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "target": str(aim.target),
@@ -74,7 +72,8 @@ def compile_graph(
         "tuned": str(tune) if tune else None,
         "batch": graph.shapes[graph.input][0],
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
-        "output": {"name": graph.output, "shape": list(graph.shapes[graph.output])},
+        "output": outputs[0],
+        "outputs": outputs,
         "layers": made.layers,
     }
     return build.Compiled(executable, weights, info)

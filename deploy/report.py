@@ -32,8 +32,8 @@ def better(latency: dict, layers: list[dict]) -> str:
 def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
     """`info` and what was proven and measured: the contents of deploy.json.
 
-    found: measured_on (None: nowhere), max_relative_error, top1_agreement, latency_ms of the runtimes timed, and which
-    of them is saved.
+    found: measured_on (None: nowhere), proven_by, max_relative_error, top1_agreement, latency_ms of the runtimes timed,
+    and which of them is saved.
     """
     latency, speedup = found["latency_ms"], {}
     for key, (rival, _) in RIVALS.items():
@@ -77,7 +77,7 @@ def verdict(info: dict) -> str:
 
 def proof(info: dict) -> str:
     return (
-        f"equal to ONNX Runtime: largest relative error {info['max_relative_error']:.1e} (tolerance"
+        f"equal to {info['proven_by']}: largest relative error {info['max_relative_error']:.1e} (tolerance"
         f" {info['tolerance']:.0e}), same first class on {info['top1_agreement']:.1%} of the pictures"
     )
 
@@ -109,6 +109,20 @@ def measured(info: dict) -> list[str]:
     return lines
 
 
+def profile_table(found: dict) -> list[str]:
+    """What tuning/profile.py found of every kernel, in Markdown."""
+    peak, total = found["peak_gflops"], sum(row["ms"] for row in found["kernels"])
+    lines = ["| kernel | ms | of all | GFLOP/s | of peak | MB | layers |", "|---|---|---|---|---|---|---|"]
+    for row in found["kernels"]:
+        rate = f"{row['gflops']:.1f} | {row['gflops'] / peak:.0%}" if "gflops" in row else " | "
+        lines.append(
+            f"| {row['kernel']} | {row['ms']:.4f} | {row['ms'] / total:.1%} | {rate} | {row['bytes'] / 1e6:.3f} |"
+            f" {', '.join(row.get('layers', []))} |"
+        )
+    told = "GFLOP/s count multiply-adds with kept weights; the peak is that of multiply-adds in registers"
+    return [*lines, "", f"{total:.4f} ms in kernels. {told}: {peak} GFLOP/s."]
+
+
 def markdown(info: dict) -> str:
     v = {name: number for name, number in info["versions"].items() if number}
     how = f"by measuring ({info['tuned']})" if info["tuned"] else "by a rule"
@@ -123,6 +137,7 @@ def markdown(info: dict) -> str:
         "",
         f"Command: `{' '.join(info['command'])}`",
         "",
+        *([*profile_table(info["profile"]), ""] if "profile" in info else []),
         "| layer | shape | pixels | N | density | kernel |",
         "|---|---|---|---|---|---|",
         *(

@@ -11,8 +11,11 @@ from torch import nn
 import models
 import pruning
 from data import Loader
+from jobs.pictures import image_size
+from utils import report
 from utils.count import Cost, beside, count, totals
 from utils.export import export_onnx
+from utils.files import sha256
 from utils.kept import Kept
 from utils.options import Options
 from utils.ranks import Ranks
@@ -28,6 +31,7 @@ class Parts:
         train, val: what this process sees of the pictures.
         ranks: the processes that share every batch.
         accuracy: loss, top-1 and top-5 by stage ("dense", "pruned", "tuned").
+        data: what tells the pictures from others.
     """
 
     options: Options
@@ -38,6 +42,7 @@ class Parts:
     ranks: Ranks
     screen: Console
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    data: dict[str, dict] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Path:
@@ -72,3 +77,29 @@ def export(parts: Parts, network: nn.Module, kept: dict[str, Kept], images: torc
     error = export_onnx(network, images, parts.options.job_dir / "model.onnx")
     parts.screen.print(f"written: {parts.options.job_dir}/model.onnx (ONNX Runtime agrees to {error:.1e})")
     return fixed
+
+
+def summarise(
+    parts: Parts,
+    network: nn.Module,
+    file: Path,
+    facts: dict,
+    costs: tuple[dict[str, Cost], dict],
+    kept: dict[str, Kept],
+    fixed: dict[str, str],
+) -> None:
+    """Write the report of a network: `summary.json`, which names it by digests, and what is drawn from that.
+
+    Args:
+        file: the checkpoint that holds the network.
+        facts: what only the caller knows: accuracy, not_reached.
+        costs: as `compare_with_dense` gives them.
+        kept, fixed: as `report.save_summary` takes them.
+    """
+    options, (layers, sums) = parts.options, costs
+    onnx = sha256(options.job_dir / "model.onnx") if options.export_onnx else None
+    head = {"arch": network.arch, "image_size": image_size(options), "options": options.to_json()}
+    head |= {"checkpoint": {"file": str(file), "sha256": sha256(file)}, "onnx_sha256": onnx}
+    head |= {"data_set": options.data_set, "method": str(parts.method), "totals": sums} | facts
+    report.save_summary(options.job_dir, head, layers, kept, fixed)
+    report.write(options.job_dir, parts.screen)

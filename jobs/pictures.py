@@ -24,7 +24,33 @@ def create_loaders(
     if options.train_batch_size % here.world:
         raise ValueError(f"--train_batch_size {options.train_batch_size}: must divide among {here.world} processes")
     share = {"rank": here.rank, "world": here.world, "limit": 6 if options.debug else None}
-    return data.create_loaders(**_request(options, device, screen), **share)
+    train, val = data.create_loaders(**_request(options, device, screen), **share)
+    if val.batch_size < here.world:
+        raise ValueError(
+            f"--eval_batch_size {options.eval_batch_size}: {here.world} processes share every batch, and the largest "
+            f"of {val.count} pictures has {val.batch_size}"
+        )
+    return train, val
+
+
+def check_steps(options: Options, train: data.Loader, batches_per_step: int, screen: Console) -> None:
+    """Say how many pictures every epoch leaves out.
+
+    Raises:
+        ValueError: an epoch has fewer batches than a training step takes.
+    """
+    if not options.num_epochs:
+        return
+    left_over = train.left_over(batches_per_step)
+    if train.batch_size < options.train_batch_size:
+        screen.print(
+            f"--train_batch_size {options.train_batch_size}: of {train.count} pictures it is {train.batch_size}"
+        )
+    if left_over:
+        screen.print(
+            f"every epoch leaves out {left_over} of {train.count} training pictures, others each time: a step takes "
+            f"{batches_per_step * train.batch_size}"
+        )
 
 
 def check(options: Options, device: torch.device, screen: Console) -> None:

@@ -9,12 +9,12 @@ from torch.nn.functional import cross_entropy
 
 import models
 import pruning
-from jobs.folder import begin, resumable
-from jobs.parts import Parts, compare_with_dense, export, in_words
-from jobs.pictures import image_size
+from jobs import checkpoint
+from jobs.folder import begin, check_same_data, identity, resumable
+from jobs.parts import Parts, compare_with_dense, export, in_words, summarise
+from jobs.pictures import check_steps, image_size
 from pruning.score import Calibration
 from utils import callbacks, report
-from utils.files import sweep
 from utils.kept import Kept
 from utils.loss import Loss
 from utils.options import Options
@@ -41,7 +41,11 @@ def start(parts: Parts, argv: list[str]) -> Run:
     The folder of an earlier run is touched last, when nothing that was asked for can be wrong any more.
     """
     options, method = parts.options, parts.method
+    check_steps(options, parts.train, method.batches_per_step * options.accumulate, parts.screen)
     state = resumable(options, parts.screen)
+    parts.data = identity(parts.train, parts.val)
+    if state and not options.accept_changed_data:
+        check_same_data(state, parts.train.classes, parts.data)
     teacher = load_and_attach(parts, measured=state is None)
     run = Run(
         parts.network,
@@ -61,9 +65,7 @@ def start(parts: Parts, argv: list[str]) -> Run:
         run.load_state_dict(state)
         parts.accuracy = state["accuracy"]
     if parts.ranks.first:
-        if not (state and (options.job_dir / "run.json").exists()):
-            begin(options, argv)
-        sweep(parts.checkpoints)
+        begin(options, argv)
     return run
 
 
@@ -83,7 +85,9 @@ def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
             parts.screen.print(f"{label}: {in_words(figures)}")
 
     if options.pretrained_model:
-        facts = models.load_checkpoint(network, options.pretrained_model)
+        checkpoint.check_normalisation(options.pretrained_model, models.read_checkpoint(options.pretrained_model))
+        classes, reading = parts.train.classes, method.reading()
+        facts = models.load_checkpoint(network, options.pretrained_model, classes, fresh_classifier=True, **reading)
         method.accept(facts["extras"])
         if "note" in facts:
             parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
@@ -109,6 +113,7 @@ def hand_over(parts: Parts, run: Run) -> None:
     """Fold the method away, prove it, and write what is left: the network, its ONNX file, the report."""
     options, images, network = parts.options, parts.images(), run.kept_network()
     kept = pruning.finish(parts.method, network, images)
+    missed = parts.method.shortfalls(network, kept, images[:1])
     save_final(parts, network, kept, run.epoch)
     if options.shrink:
         network, _ = pruning.proven_copy(network, pruning.shrink, images)
@@ -117,19 +122,18 @@ def hand_over(parts: Parts, run: Run) -> None:
     if not parts.ranks.first:
         return
     fixed = export(parts, network, kept, images) if options.export_onnx else {}
-    costs, sums = compare_with_dense(parts, network, images)
-    head = {"arch": network.arch, "image_size": image_size(options), "options": options.to_json()}
-    head |= {"data_set": options.data_set, "method": str(parts.method), "totals": sums}
-    head["accuracy"] = parts.accuracy | {"tuned": tuned}
-    report.save_summary(options.job_dir, head, costs, kept, fixed)
-    report.write(options.job_dir, parts.screen)
+    costs = compare_with_dense(parts, network, images)
+    facts = {"accuracy": parts.accuracy | {"tuned": tuned}, "not_reached": missed}
+    summarise(parts, network, parts.checkpoints / "final.pt", facts, costs, kept, fixed)
     if pictures := parts.method.draw(kept, f"{options.arch} on {options.data_set}", options.job_dir):
         parts.screen.print(f"written: {options.job_dir}/{', '.join(pictures)}")
+    report.show_shortfalls(missed, parts.screen)
 
 
 def about(parts: Parts) -> dict:
     """What every checkpoint says about itself, beside what it says about its network."""
-    facts = {"classes": parts.train.classes, "image_size": image_size(parts.options)}
+    facts = {"classes": parts.train.classes, "image_size": image_size(parts.options), "data": parts.data}
+    facts |= checkpoint.normalisation()
     return facts | {"options": parts.options.to_json(), "accuracy": parts.accuracy}
 
 

@@ -52,6 +52,10 @@ class Method:
         if tensors:
             raise ValueError(f"the checkpoint holds {next(iter(tensors))}, of which method {self} makes no use")
 
+    def reading(self) -> dict[str, float]:
+        """What `models.load_checkpoint` should know of this method's options to read a file as this run means it."""
+        return {}
+
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         """Called once, after the dense weights are in: add masks, skeletons, compactors, scores.
 

@@ -8,6 +8,7 @@ module needs no torch: a method's own module is imported when the method is crea
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from pruning.score import SCORES
 from utils.declare import Declared, option
 
 FIDELITY = "as the paper says, or as its published code does"
@@ -45,7 +46,7 @@ class ScoredOptions(OneShotOptions):
     score: str = option(
         "l1",
         "importance of a weight: its size (l1, l2), or |weight x gradient| on a few batches (taylor)",
-        choices=("l1", "l2", "taylor"),
+        choices=tuple(SCORES),
     )
 
 

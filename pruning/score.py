@@ -1,13 +1,16 @@
-"""How important a weight is: one number for each, which groups then average."""
+"""How important a weight is: one number for each, which groups then average.
+
+The table needs no torch until a score is computed, since the command line reads its names.
+"""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # From a weight and the root mean square of its gradient over batches (None where it is not asked for), of one shape.
-SCORES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+SCORES: dict[str, Callable[["Tensor", "Tensor | None"], "Tensor"]] = {
     "l1": lambda weight, gradient: weight.abs(),
     "l2": lambda weight, gradient: weight.square(),
     # Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019): the loss changes by
@@ -25,11 +28,11 @@ class Calibration(NamedTuple):
         loss: (logits (B, classes), labels (B,)) -> the mean loss of a batch.
     """
 
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    batches: Callable[[], Iterable[tuple["Tensor", "Tensor"]]]
+    loss: Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-def score(weight: Tensor, gradient: Tensor | None = None, kind: str = "l1") -> Tensor:
+def score(weight: "Tensor", gradient: "Tensor | None" = None, kind: str = "l1") -> "Tensor":
     """The importance of every weight, in float64, since sums over groups must not depend on their order.
 
     Args:
@@ -40,18 +43,22 @@ def score(weight: Tensor, gradient: Tensor | None = None, kind: str = "l1") -> T
     return SCORES[kind](weight.detach(), gradient).double()
 
 
-def mean_gradients(network: nn.Module, layers: dict[str, nn.Module], calibration: Calibration) -> dict[str, Tensor]:
+def mean_gradients(
+    network: "nn.Module", layers: dict[str, "nn.Module"], calibration: Calibration
+) -> dict[str, "Tensor"]:
     """Root mean square over the calibration batches of each layer's weight gradient; the network stays as it was."""
-    training = network.training
-    network.eval()  # batch statistics must not move
+    import torch
+
+    from structure import evaluating
+
     weights, squares, count = [layer.weight for layer in layers.values()], None, 0
-    for images, labels in calibration.batches():
-        loss = calibration.loss(network(images), labels)
-        gradients = torch.autograd.grad(loss, weights)
-        new = torch._foreach_mul(gradients, gradients)
-        squares = new if squares is None else torch._foreach_add(squares, new)
-        count += 1
-    network.train(training)
+    with evaluating(network):  # batch statistics must not move
+        for images, labels in calibration.batches():
+            loss = calibration.loss(network(images), labels)
+            gradients = torch.autograd.grad(loss, weights)
+            new = torch._foreach_mul(gradients, gradients)
+            squares = new if squares is None else torch._foreach_add(squares, new)
+            count += 1
     if not count:
         raise ValueError("--score taylor: there is no calibration picture")
     return dict(zip(layers, torch._foreach_sqrt(torch._foreach_div(squares, count)), strict=True))

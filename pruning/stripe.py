@@ -78,6 +78,9 @@ class Stripe(Method):
             raise ValueError(f"{type(network).__name__} has no convolution with a batch norm behind it: no stripes")
         check_plain({name: graph.layers[name] for name in names})
 
+    def reading(self) -> dict[str, float]:
+        return {"threshold": self.options.threshold}
+
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
         self.check(network)
         graph = Graph(network)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,16 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("tvm")
 import tvm
-from onnx import helper
+from onnx import TensorProto, helper
+from onnx import load as load_onnx
+from onnx import save as save_onnx
 from test_deploy import OTHER, block_weight, onnx_file, small_file
 
 import deploy
 import model_tune
 from deploy import targets
-from deploy.codegen import build
 from deploy.onnx import passes, reader
+from deploy.runtime import folder as format
 from deploy.runtime import remote
 from deploy.tuning import clock, measure
 
@@ -40,10 +43,10 @@ def test_weights_are_stored_once_and_aligned(tmp_path):
     made = deploy.compile_onnx(small_file(tmp_path / "m.onnx"), threads=1)
     made.save(tmp_path / "out")
     data, rows = (tmp_path / "out" / "weights.bin").read_bytes(), made.info["weights"]
-    ends = [0, *(end for _, _, end in rows)]
+    ends = [format.ALIGNMENT, *(end for _, _, end in rows)]
     for end, (_, start, _) in zip(ends, rows, strict=False):
-        assert start % build.ALIGNMENT == 0
-        assert end <= start < end + build.ALIGNMENT
+        assert start % format.ALIGNMENT == 0
+        assert end <= start < end + format.ALIGNMENT
     stored = [(kind, data[start:end]) for kind, start, end in rows]
     assert len(set(stored)) == len(stored)
     code = (tmp_path / "out" / "lib.so").read_bytes()
@@ -68,6 +71,22 @@ def test_the_example_in_cpp_prints_the_best_classes(tmp_path):
         logits = made.run(picture[None])[0]
         assert rows[:, 0].tolist() == np.argsort(-logits).tolist()
         np.testing.assert_allclose(rows[:, 1], np.sort(logits)[::-1], rtol=1e-4)
+    path = tmp_path / "job" / "deploy" / "deploy.json"
+    info = json.loads(path.read_text())
+    (kind, start, end), *rest = info["weights"]
+    for damage, told in [
+        ({"format_version": 2}, "format version"),
+        ({"threads": 1_000_000_000}, "threads"),
+        ({"build_id": "0" * 32}, "another build"),
+        ({"weights": [[kind, start, end + 2**40], *rest]}, "outside"),
+        ({"weights": [[kind, -64, end], *rest]}, "outside"),
+        ({"files": info["files"] | {"weights.bin": {"bytes": 64}}}, "another size"),
+    ]:
+        path.write_text(json.dumps(info | damage))
+        command = ["./classify", "job/deploy", "job/inputs.npy"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 1, damage
+        assert told in ran.stderr
 
 
 def test_start_up_and_memory_are_reported(tmp_path):
@@ -90,6 +109,264 @@ def test_the_program_is_dumped_after_each_pass(tmp_path):
     assert "b (1, 16, 8, 8) = Conv(x; activation=('hard_swish',), weight=float32[16, 8, 1, 1]" in last
     assert "T.prim_func" in files[-2].read_text()
     assert "R.vm.alloc_storage" in files[-1].read_text()
+
+
+def test_a_network_of_several_outputs_gives_each_by_its_name(tmp_path):
+    """Also one that other nodes read, so that it must not be computed away, and one that is only another name."""
+    path = small_file(tmp_path / "m.onnx")
+    model = load_onnx(path)
+    model.graph.node.append(helper.make_node("Identity", ["a"], ["same"]))
+    for name, rank in (("d", 2), ("same", 4)):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank))
+    save_onnx(model, path)
+    assert tune(path) == 0
+    images = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
+    with deploy.load(tmp_path / "deploy") as library:
+        assert library.outputs == {"y": (1, 5), "d": (1, 16), "same": (1, 16, 8, 8)}
+        found, right = library.run(images), measure.peer(path, 1)(images)
+    assert list(found) == ["y", "d", "same"]
+    for name, values in right.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_every_kernel_is_profiled(tmp_path, capsys):
+    """The rows of a network of one convolution: what it moves, and its rate on the kept weights alone."""
+    path = small_file(tmp_path / "m.onnx", x=(1, 8, 16, 16))
+    assert tune(path, "--profile") == 0
+    info, text = written(tmp_path / "deploy")
+    rows = info["profile"]["kernels"]
+    assert [name for row in rows for name in row.get("layers", [])] == ["conv", "classifier"]
+    (conv,) = [row for row in rows if row.get("layers") == ["conv"]]
+    density = info["layers"][0]["density"]
+    np.testing.assert_allclose(conv["gflops"] * conv["ms"] * 1e6, 2 * 16 * 8 * density * 256, rtol=0.05)
+    assert conv["bytes"] >= 4 * 256 * (8 + 16)  # its input and its output
+    assert all(0 < row["gflops"] < 2 * info["profile"]["peak_gflops"] for row in rows if "gflops" in row)
+    assert "| kernel | ms | of all | GFLOP/s | of peak | MB | layers |" in text
+    assert f"| {conv['kernel']} |" in capsys.readouterr().out
+    assert deploy.load(tmp_path / "deploy").info["profile"] == info["profile"]
+    assert tune(path, "--profile", "--rpc", "127.0.0.1:1") == 2
+
+
+def test_a_saved_library_is_timed_with_several_callers(tmp_path, two, capsys):
+    (made, _), _, _ = two
+    made.save(tmp_path / "out")
+    capsys.readouterr()
+    assert model_tune.main(["--benchmark", str(tmp_path / "out"), "--sessions", "3", "--runs", "20"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["sessions"], found["runs"], found["batch"], found["threads"]) == (3, 20, 1, 2)
+    latency = [found["latency_ms"][name] for name in ("p10", "p50", "p90", "p99")]
+    assert latency == sorted(latency)
+    assert 0 < found["images_per_second"] < 3 * 1000 / latency[0] * 10
+    for words in (["--benchmark", str(tmp_path)], ["--benchmark"], ["--benchmark", str(tmp_path), "--sessions", "0"]):
+        assert model_tune.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+# the folder
+
+
+def signed(info: dict) -> str:
+    """A description with the digest of its contents, as somebody would write it who means harm."""
+    return json.dumps(info | {"files": info["files"] | {"deploy.json": {"sha256": format.digest(info)}}})
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two libraries for the same pictures, large enough for parallel loops, pictures, and the logits of each."""
+    folder, shape = tmp_path_factory.mktemp("two"), (1, 8, 64, 64)
+    made = [deploy.compile_onnx(small_file(folder / f"{n}.onnx", n, shape), threads=2) for n in (4, 8)]
+    images = np.random.default_rng(0).standard_normal((8, *shape)).astype(np.float32)
+    return made, images, [[library.run(picture) for picture in images] for library in made]
+
+
+def test_every_flipped_bit_is_refused_or_harmless(tmp_path, two):
+    """A damaged library would otherwise crash the process, or compute something else."""
+    (made, _), images, (right, _) = two
+    made.save(tmp_path / "out")
+    random = np.random.default_rng(0)
+    for path in sorted((tmp_path / "out").iterdir()):
+        whole = path.read_bytes()
+        for at in [0, 40, len(whole) - 1, *random.integers(len(whole), size=20)]:
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(random.integers(8))]) + whole[at + 1 :])
+            try:
+                library = deploy.load(tmp_path / "out")
+            except ValueError:
+                continue
+            assert path.name == "deploy.json"  # a blank between its fields, say
+            np.testing.assert_array_equal(library.run(images[0]), right[0])
+        for part in (b"", whole[:-1], whole + b"\0"):
+            path.write_bytes(part)
+            if path.name != "deploy.json" or not part:
+                with pytest.raises(ValueError, match="damaged"):
+                    deploy.load(tmp_path / "out")
+        path.write_bytes(whole)
+    deploy.load(tmp_path / "out")
+
+
+def test_descriptions_that_cannot_be_right_are_refused(tmp_path, two):
+    (made, _), _, _ = two
+    made.save(tmp_path / "out")
+    path = tmp_path / "out" / "deploy.json"
+    info = json.loads(path.read_text())
+    (kind, start, end), *rest = info["weights"]
+    size = info["files"]["weights.bin"]["bytes"]
+    for damage, told in [
+        ({"format_version": 2}, "format version 2, this program reads 3: compile again"),
+        ({"tvm": "0.1.0"}, r"compiled by TVM 0\.1\.0"),
+        ({"threads": 1_000_000_000}, "damaged"),
+        ({"threads": True}, "damaged"),
+        ({"build_id": "0" * 32}, "of another build"),
+        ({"build_id": "../" * 10}, "damaged"),
+        ({"weights": [[kind, -64, end], *rest]}, "damaged"),
+        ({"weights": [[kind, start, start + 2], *rest]}, "damaged"),
+        ({"weights": [["object", start, end], *rest]}, "damaged"),
+        ({"weights": [*info["weights"], [kind, size - size % 64, size + 2**40]]}, "damaged"),
+        ({"input": {"name": "x", "shape": [1, 8, 8, 0]}}, "damaged"),
+        ({"requires": {"architecture": "pdp11", "features": []}}, "lacks pdp11"),
+        ({"weights": None}, "damaged"),
+        ({"requires": None}, "damaged"),
+    ]:
+        path.write_text(signed(info | damage))
+        with pytest.raises(ValueError, match=told) as caught:
+            deploy.load(tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    path.write_text(signed(info))
+    deploy.load(tmp_path / "out")
+
+
+def test_files_of_two_builds_are_no_library(tmp_path, two):
+    (made, other), _, _ = two
+    made.save(tmp_path / "a")
+    other.save(tmp_path / "b")
+    for name in ("lib.so", "weights.bin"):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        shutil.copy(tmp_path / "b" / name, tmp_path / name)
+        with pytest.raises(ValueError, match="of another build"):
+            deploy.load(tmp_path / name)
+
+
+def test_a_library_that_is_replaced_is_the_old_or_the_new_one_at_every_step(tmp_path, two, monkeypatch):
+    """A kill at any of these steps leaves what is loaded here; a server that maps the old files goes on."""
+    (made, other), images, (old, new) = two
+    folder, seen, real = tmp_path / "out", [], os.replace
+    made.save(folder)
+    server = deploy.load(folder)
+
+    def replace(*arguments):
+        for step in (lambda: None, lambda: real(*arguments)):
+            step()
+            logits = deploy.load(folder).run(images[0])
+            seen.append([np.array_equal(logits, right[0]) for right in (old, new)].index(True))
+            np.testing.assert_array_equal(server.run(images[0]), old[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        other.save(folder)
+    assert seen == sorted(seen)
+    assert {seen[0], seen[-1]} == {0, 1}
+    assert sorted(path.name for path in folder.iterdir()) == ["deploy.json", "lib.so", "weights.bin"]
+
+    stop = RuntimeError("killed")
+    for after in range(len(seen) // 2):  # stopped before each of the renamings
+        calls = iter([real] * after)
+
+        def stopped(*arguments, calls=calls):
+            step = next(calls, None)
+            if step is None:
+                raise stop
+            step(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopped)
+            with pytest.raises(RuntimeError, match="killed"):
+                made.save(folder)
+        assert deploy.load(folder).run(images[0]).shape == (1, 5)
+    other.save(folder)
+    np.testing.assert_array_equal(deploy.load(folder).run(images[0]), new[0])
+    assert sorted(path.name for path in folder.iterdir()) == ["deploy.json", "lib.so", "weights.bin"]
+
+
+# many threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_number_of_threads_may_call_a_library(tmp_path, two, threads):
+    """TVM's virtual machine mixes up the registers of two calls at once: wrong logits, or the end of the process."""
+    made, images, right = two
+    libraries = made
+    if threads == 1:  # such a library's kernels run on the calling thread itself
+        libraries = [
+            deploy.compile_onnx(small_file(tmp_path / f"{n}.onnx", n, images[0].shape), threads=1) for n in (4, 8)
+        ]
+    for number, library in enumerate(libraries):
+        library.save(tmp_path / str(number))
+    libraries = [deploy.load(tmp_path / str(number)) for number in range(2)]
+    tasks, wrong = len(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else 0, []
+
+    def client(number: int) -> None:
+        for i in range(200):
+            which, picture = (number + i) % 2, i % len(images)
+            logits = libraries[which].run({"x": images[picture]} if i % 3 else images[picture])
+            if not np.allclose(logits, right[which][picture], rtol=1e-5, atol=1e-5):
+                wrong.append((number, i))
+
+    for _ in range(3):
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        for thread in clients:
+            thread.start()
+        client(0)
+        for thread in clients:
+            thread.join()
+    assert not wrong
+    if tasks:  # TVM's pools of threads that have ended are not collected
+        most = (1 + os.cpu_count()) * os.cpu_count() if threads > 1 else 4  # those that are about to end
+        assert len(os.listdir("/proc/self/task")) <= tasks + most
+
+
+def test_the_caller_stays_on_its_processors(tmp_path, two):
+    """TVM would move the calling thread, and its own, to all processors of the computer."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("needs Linux")
+    (made, _), images, (right, _) = two
+    made.save(tmp_path / "out")
+    np.save(tmp_path / "image.npy", images[0])
+    program = """
+import os, sys, threading, numpy as np
+sys.modules["torch"] = None  # which TVM would only load
+import deploy
+one = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, one)
+with deploy.load(sys.argv[1]) as library:
+    for _ in range(2):
+        logits = library.run(np.load(sys.argv[2]))
+    thread = threading.Thread(target=library.run, args=(np.load(sys.argv[2]),))
+    thread.start(), thread.join()
+assert all(os.sched_getaffinity(int(task)) == one for task in os.listdir("/proc/self/task"))
+print(logits.tolist())
+child = os.fork()  # TVM's threads do not exist in a copy of the process
+if child == 0:
+    os._exit(deploy.load(sys.argv[1]).run(np.load(sys.argv[2])).shape != (1, 5))
+assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "out"), str(tmp_path / "image.npy")]
+    root = Path(deploy.__file__).parents[1]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    np.testing.assert_allclose(json.loads(ran.stdout), right[0], rtol=1e-5)
+
+
+def test_a_library_has_names_and_an_end(tmp_path, two):
+    (made, _), images, (right, _) = two
+    made.save(tmp_path / "out")
+    with deploy.load(tmp_path / "out") as library:
+        assert library.inputs == {"x": (1, 8, 64, 64)}
+        assert library.outputs == {"y": (1, 5)}
+        np.testing.assert_array_equal(library.run({"x": images[0]}), right[0])
+        for wrong in ({"picture": images[0]}, {}, {"x": images[0], "y": images[0]}):
+            with pytest.raises(ValueError, match="input is 'x', not"):
+                library.run(wrong)
+    with pytest.raises(ValueError, match="closed"):
+        library.run(images[0])
 
 
 # other processors

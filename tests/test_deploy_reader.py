@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("tvm")
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, load, numpy_helper, save
 from onnx.reference import ReferenceEvaluator
 from test_deploy import agrees, onnx_file
 
@@ -31,6 +31,7 @@ def test_smooth_activations(tmp_path):
 
 
 SHAPE = (2, 6, 4, 5)
+W = {"w": np.random.default_rng(0).standard_normal((6, 6, 1, 1)).astype(np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,99 @@ def test_what_is_not_supported_is_named(tmp_path, node, values, words):
     assert "\n" not in str(caught.value)
 
 
+DAMAGED = {  # nodes that no network has, and what is said of them
+    "stride": ([n("Conv", ["x", "w"], ["y"], strides=[0, 0])], "strides"),
+    "dilation": ([n("Conv", ["x", "w"], ["y"], dilations=[0, 1])], "dilations"),
+    "pool": ([n("MaxPool", ["x"], ["y"], kernel_shape=[0, 0])], "kernel_shape"),
+    "negative": ([n("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[-1, 0, 0, 0])], "pads"),
+    "1d": ([n("MaxPool", ["x"], ["y"], kernel_shape=[2])], "kernel_shape has incorrect size"),
+    "window": ([n("MaxPool", ["x"], ["y"], kernel_shape=[10**6] * 2, pads=[10**6] * 4)], "a window of"),
+    "border": ([n("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[10**6] * 4)], "holds more than"),
+    "pad": ([n("Pad", ["x", "far"], ["y"])], "holds more than"),
+    "long": ([n("Pad", ["x", "down"], ["y"])], "a map of 1000004 x 5"),
+    "bomb": ([n("ConstantOfShape", ["size"], ["b"]), n("ReduceMax", ["b"], ["m"], keepdims=0),
+              n("Mul", ["x", "m"], ["y"])], r"'b' \(operator ConstantOfShape\) makes .* holds more than \d+ values$"),
+    "expand": ([n("Expand", ["ones", "size"], ["b"]), n("ReduceMax", ["b"], ["m"], keepdims=0),
+                n("Mul", ["x", "m"], ["y"])], "operator Expand"),
+    "groups": ([n("Conv", ["x", "w"], ["y"], group=4)], "in 4 groups"),
+    "channels": ([n("Conv", ["x", "narrow"], ["y"])], "do not fit 6 channels"),
+    "auto_pad": ([n("Conv", ["x", "w"], ["y"], auto_pad="WIDE")], "auto_pad 'WIDE'"),
+    "reshape": ([n("Reshape", ["x", "ten"], ["y"])], "another number"),
+    "training": ([n("BatchNormalization", ["x", *["six"] * 4], ["y", "m", "v"], training_mode=1)], "training mode"),
+    "norm": ([n("BatchNormalization", ["x", *["three"] * 4], ["y"])], "does not fit its inputs"),
+    "all": ([n("Softsign", ["x"], ["a"], name="first"), n("Relu", ["a"], ["b"]),
+             n("Softmax", ["b"], ["c"], name="second"), n("MaxPool", ["x"], ["d"], kernel_shape=[0, 0]),
+             n("Add", ["c", "d"], ["y"])], "kernel_shape.*'first' .*Softsign.*'second' .*Softmax"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files_are_refused_at_once_in_one_line(tmp_path, kind):
+    """These crashed, filled the memory or ran for minutes; and all that is wrong with a file is told together."""
+    nodes, words = DAMAGED[kind]
+    values = {"far": [0, 0, 10**6, 10**6] * 2, "size": [10**6, 10**6], "ten": [10], "ones": np.ones((1, 1), np.float32)}
+    values |= {"down": [0] * 6 + [10**6, 0]}
+    values |= {"six": np.ones(6, np.float32), "three": np.ones(3, np.float32)}
+    values |= {"w": np.ones((6, 6, 1, 1), np.float32), "narrow": np.ones((6, 5, 1, 1), np.float32)}
+    values = {name: value for name, value in values.items() if any(name in node.input for node in nodes)}
+    path = onnx_file(tmp_path / "m.onnx", nodes, constants(**values), SHAPE, rank=4)
+    with pytest.raises(ValueError, match=words) as caught:
+        reader.read_onnx(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_operators_of_other_domains_are_not_taken_for_onnx_ones(tmp_path):
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"], name="theirs")], {}, SHAPE, rank=4)
+    model = load(path)
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    save(model, path)
+    with pytest.raises(ValueError, match=r"'theirs' \(operator Relu\) is of domain 'com\.example'"):
+        reader.read_onnx(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 10**6, 10**6), (1, 3, 1, 10**6), (10**6, 3, 224, 224)])
+def test_inputs_of_huge_size_are_refused(tmp_path, shape):
+    """They would take minutes to compile."""
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, shape, rank=4)
+    with pytest.raises(ValueError, match="too large to be compiled"):
+        reader.read_onnx(path)
+
+
+def test_sums_and_products_with_itself_and_with_numbers(tmp_path):
+    nodes = [
+        n("Conv", ["x", "w"], ["a"]), n("Add", ["a", "a"], ["b"]), n("Relu", ["b"], ["c"]),
+        n("Mul", ["c", "two"], ["d"]), n("Mul", ["d", "d"], ["e"]), n("Mul", ["two", "e"], ["y"]),
+    ]  # fmt: skip
+    agrees(onnx_file(tmp_path / "m.onnx", nodes, constants(two=np.float32(2), **W), SHAPE, rank=4))
+
+
+def test_sparse_initialisers_are_weights(tmp_path):
+    """The standard's own way to store a pruned weight, with linear places and with one column an axis."""
+    kept = np.flatnonzero(np.arange(36) % 3)
+    sparse = np.where(np.arange(36) % 3, W["w"].reshape(-1), 0).reshape(6, 6, 1, 1).astype(np.float32)
+    for places in (kept, np.stack(np.unravel_index(kept, sparse.shape), axis=1)):
+        values = helper.make_tensor("w", TensorProto.FLOAT, [len(kept)], sparse.reshape(-1)[kept])
+        at = helper.make_tensor("places", TensorProto.INT64, places.shape, places.reshape(-1))
+        made = helper.make_graph(
+            [n("Conv", ["x", "w"], ["y"])], "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, SHAPE)],
+            sparse_initializer=[helper.make_sparse_tensor(values, at, sparse.shape)],
+        )  # fmt: skip
+        save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+        (node,) = reader.read_onnx(tmp_path / "m.onnx").nodes
+        np.testing.assert_array_equal(node.weight, sparse)
+
+
+def test_image_size_fixes_the_middle_of_an_nhwc_input(tmp_path):
+    nodes = [n("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]), n("Relu", ["t"], ["y"])]
+    path = onnx_file(tmp_path / "m.onnx", nodes, {}, ("N", "h", "w", 3), rank=4)
+    with pytest.raises(ValueError, match="--image_size fixes"):
+        reader.read_onnx(path)
+    assert reader.read_onnx(path, image_size=(8, 6)).shapes["y"] == (1, 3, 8, 6)
+
+
 FAMILIES = {
     "densenet": lambda models: models.densenet.DenseNet(4, (2, 2), 8, num_classes=10),
     "efficientnet": lambda models: models.efficientnet.EfficientNet(
@@ -109,7 +203,6 @@ def test_families_equal_onnx_runtime(tmp_path, family):
     agrees(path)
 
 
-W = {"w": np.random.default_rng(0).standard_normal((6, 6, 1, 1)).astype(np.float32)}
 OLD = {  # what later opsets write otherwise: nodes, and the opsets to try
     "clip": ([n("Clip", ["c"], ["y"], min=-0.5, max=1.0)], (6, 10)),
     "mean": ([n("ReduceMean", ["c"], ["y"], axes=[2, 3])], (7, 13)),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = """
 --arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
 --conv_type --method --shrink --calibration
---pretrained_model --pretrain_model --evaluate --pruned_model --resume --export_onnx --num_epochs
+--pretrained_model --pretrain_model --evaluate --pruned_model --resume --accept_changed_data --export_onnx --num_epochs
 --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum --nesterov
 --weight_decay --amp --label_smoothing --lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --accumulate
 --compile --ema --distill --temperature --use_dali --check_data
@@ -51,7 +51,7 @@ OWN = {
     "stripe": "--sr --threshold --pr_unit --pr_target --freeze_weights --max_rate --schedule_end",
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
---tolerance --out --dump_dir"""
+--tolerance --out --dump_dir --profile"""
 
 
 def switched_on(cls: type) -> set[str]:

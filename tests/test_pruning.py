@@ -11,6 +11,7 @@ import torch
 from golden.fill import fill, golden_input, mask_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import small_network
 from torch import nn
 
 import models
@@ -33,6 +34,7 @@ from pruning.method import relative_error
 from pruning.oneshot import PATTERNS, rearranged_layers
 from pruning.options import row
 from pruning.order import filter_order, gathering_order
+from pruning.score import Calibration
 from structure import Graph
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "masks_1xn.json").read_text())
@@ -510,3 +512,31 @@ def test_mistakes_are_told_in_the_users_words(options: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
         pruning.create_method(**options).check(models.create_model("mobilenet_v2"))
     assert "\n" not in str(error.value)
+
+
+# --- a score that looks at data ---------------------------------------------------------------------------------------
+
+
+def test_a_score_of_gradients_is_that_of_a_slow_oracle_and_leaves_the_network_alone():
+    """|weight x root mean square of its gradient| over the batches; running statistics and modes do not move."""
+    torch.manual_seed(0)
+    network = small_network().train()
+    before = copy.deepcopy(network.state_dict())
+    batches = [(torch.randn(4, 3, 16, 16), torch.randint(10, (4,))) for _ in range(3)]
+    calibration = Calibration(lambda: batches, nn.functional.cross_entropy)
+    weight = network[3].weight
+    squares, copied = torch.zeros_like(weight), copy.deepcopy(network).eval()
+    for images, labels in batches:
+        copied.zero_grad()
+        nn.functional.cross_entropy(copied(images), labels).backward()
+        squares += copied[3].weight.grad ** 2
+    sizes = (weight.detach() * (squares / 3).sqrt()).abs().sum((2, 3))  # (O, I)
+    blocks = sizes.unflatten(0, (-1, 4)).sum(1).T.flatten()  # input channel first
+    pruning.create_method("block_l1", N=4, pr_target=0.5, score="taylor").attach(network, calibration)
+    gone = (network[3].mask.flatten(2).sum(2).unflatten(0, (-1, 4)).sum(1).T.flatten() == 0).nonzero().flatten()
+    assert gone.tolist() == sorted(blocks.argsort()[: len(blocks) // 2].tolist())
+    assert network.training
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if not key.endswith("weight"))
+    with pytest.raises(ValueError, match="--score taylor: needs calibration pictures"):
+        pruning.create_method("filter", score="taylor").attach(small_network())

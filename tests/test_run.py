@@ -145,12 +145,22 @@ def test_killed_and_resumed_runs_end_with_the_same_weights(dense: Path, pruned: 
     assert curve(tmp_path) == curve(pruned)
 
 
-def test_a_new_run_moves_the_old_checkpoints_aside(dense: Path, tmp_path):
+def test_a_new_run_moves_all_of_the_old_one_aside(tmp_path):
+    """Else its report, its export or its library would count as the new run's."""
     arguments = [*DIGITS, "--conv_type", "DenseConv", "--num_epochs", "0", "--job_dir", str(tmp_path)]
     imagenet.main(arguments)
-    before = (tmp_path / "checkpoint" / "last.pt").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "deploy.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("the user's own")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     imagenet.main([*arguments, "--seed", "1"])
-    assert (tmp_path / "checkpoint.1" / "last.pt").read_bytes() == before
+    for path, content in before.items():
+        inside = path.relative_to(tmp_path)
+        assert (tmp_path / ("" if path.name == "notes.txt" else "earlier.1") / inside).read_bytes() == content
+    assert not (tmp_path / "model.onnx").exists()
+    assert not (tmp_path / "deploy").exists()
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_failed_start_leaves_an_earlier_run_as_it_is(dense: Path, tmp_path):

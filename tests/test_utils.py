@@ -84,9 +84,10 @@ def test_a_broken_write_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert torch.load(path)["epoch"] == 1
     assert os.listdir(tmp_path) == ["last.pt"]
-    (tmp_path / ".last.pt.x1y2").write_bytes(b"of a killed process")
+    (tmp_path / ".last.pt.x1y2.part").write_bytes(b"of a killed process")
+    (tmp_path / ".gitignore").write_text("the user's own")
     sweep(tmp_path)
-    assert os.listdir(tmp_path) == ["last.pt"]
+    assert sorted(os.listdir(tmp_path)) == [".gitignore", "last.pt"]
 
 
 def test_records_of_an_interrupted_epoch_are_dropped(tmp_path):
@@ -109,7 +110,7 @@ def summary() -> dict:
 
 def deployed() -> dict:
     times = {name: {"median": ms, "p10": ms} for name, ms in zip(report.RUNTIMES, (2.0, 2.5, 1.0), strict=True)}
-    return {"latency_ms": times, "threads": 1, "batch": 1, "max_relative_error": 1e-6}
+    return {"sha256": "1234", "latency_ms": times, "threads": 1, "batch": 1, "max_relative_error": 1e-6}
 
 
 def test_report_tells_accuracy_costs_and_latency(tmp_path):
@@ -121,9 +122,16 @@ def test_report_tells_accuracy_costs_and_latency(tmp_path):
     assert "latency" not in text
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy" / "deploy.json").write_text(json.dumps(deployed()))
+    for digest in (None, "5678"):
+        (tmp_path / "summary.json").write_text(json.dumps(summary() | {"onnx_sha256": digest}))
+        report.write(tmp_path, report.screen())
+        assert "latency" not in (tmp_path / "summary.md").read_text(), "the library was made from another file"
+    missed = {"onnx_sha256": "1234", "not_reached": ["--pr_target 0.5: 0 % of the weights are gone."]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary() | missed))
     report.write(tmp_path, report.screen())
     text = (tmp_path / "summary.md").read_text()
     assert "| latency, TVM, block-sparse | 1.000 ms | 2.00 x (1 thread, batch 1) |" in text
+    assert "**Not reached:** --pr_target 0.5: 0 % of the weights are gone." in text
     assert (tmp_path / "summary.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from utils.average import statistics
-from utils.files import save_checkpoint, save_text
+from utils.files import save_checkpoint, save_text, writing
 from utils.run import Batches, Run, evaluate
 
 
@@ -54,11 +55,12 @@ class Record(Callback):
             self.write(run.epoch, split, figures)
 
     def write(self, epoch: int, split: str, figures: dict[str, float]) -> None:
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps({"epoch": epoch, "split": split, **figures}) + "\n")
-        for name, value in figures.items():
-            self.writer.add_scalar(f"{name}/{split}", value, epoch)
-        self.writer.flush()
+        with writing(Path(self.writer.log_dir)):
+            for name, value in figures.items():
+                self.writer.add_scalar(f"{name}/{split}", value, epoch)
+            self.writer.flush()
 
 
 def _epoch(line: str) -> float:
@@ -114,6 +116,8 @@ class Save(Callback):
         if self.stop:
             if not saved:
                 self.write(run, "last.pt")
+            if run.ranks.first:
+                print(f"stopped; {self.folder / 'last.pt'} is written, and --resume goes on from it", file=sys.stderr)
             raise SystemExit(128 + self.stop)
 
 

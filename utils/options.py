@@ -3,7 +3,7 @@
 Every class is a group of --help. Needs no torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.declare import Declared, option
@@ -47,6 +47,7 @@ class FileOptions(Declared):
     resume: str | None = option(
         None, "go on from this checkpoint; alone, from job_dir's last.pt, or start if there is none", alone="last"
     )
+    accept_changed_data: bool = option(False, "resume although the pictures are not those that the run began with")
     evaluate: Path | None = option(
         None, "only evaluate this checkpoint; --N is the length of the blocks to look for then", "--pruned_model"
     )
@@ -118,10 +119,12 @@ class Options(
     Attributes:
         own: the options of the pruning method.
         evaluation: the options of --evaluate.
+        given: the names of the options that the user has given; the others have their defaults.
     """
 
     own: Declared = Declared()
     evaluation: EvaluateOptions = EvaluateOptions()
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,4 +168,5 @@ def _demand(holds: object, name: str, value: object, what: str) -> None:
 # A run may be resumed under other values of these; all others make it another run.
 FREE_ON_RESUME = {
     "job_dir", "data_path", "config", "gpus", "workers", "use_dali", "resume", "export_onnx", "eval_batch_size",
+    "accept_changed_data",
 }  # fmt: skip

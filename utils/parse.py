@@ -115,7 +115,7 @@ class Scope:
         asked = {key: value for key, value in values.items() if key in self.own}
         shared = {key: getattr(run, key) for key in self.own if key in RUN}
         evaluation = EvaluateOptions(**{key: value for key, value in values.items() if key in self.evaluation})
-        return dataclasses.replace(run, own=self.cls(**asked | shared), evaluation=evaluation)
+        return dataclasses.replace(run, own=self.cls(**asked | shared), evaluation=evaluation, given=frozenset(values))
 
 
 def _recipe_values(path: Path | None, recipe: dict[str, object], scope: Scope) -> dict[str, object]:

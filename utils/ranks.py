@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,7 +90,7 @@ def join() -> Iterator[Ranks]:
         if here.local >= torch.cuda.device_count():
             raise ValueError(f"process {here.local} of this machine has no GPU: there are {torch.cuda.device_count()}")
         torch.cuda.set_device(here.local)  # else all of them exchange through the first GPU
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    dist.init_process_group("nccl" if on_gpus else "gloo", **_meeting_point())
     try:
         yield here
         dist.barrier()  # the first still writes; gloo aborts a process that leaves before it
@@ -99,21 +98,51 @@ def join() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def start(script: str, argv: list[str], gpus: list[int]) -> None:
-    """Become torchrun with one process for each of `gpus`; does not return.
+def _meeting_point() -> dict:
+    """Where processes that were started anew meet, as arguments of `init_process_group`.
 
-    A process that dies takes the others down, and all start again from the last checkpoint, thrice at most.
+    torchrun keeps one store for all attempts on a machine, where a process may still find the addresses of those that
+    died: each attempt gets its own part of it.
+    """
+    if not restarted() or os.environ.get("GROUP_WORLD_SIZE") != "1":  # other machines count attempts by themselves
+        return {}
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world = next(rendezvous("env://"))
+    return {
+        "store": dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store),
+        "rank": rank,
+        "world_size": world,
+    }
+
+
+def start(script: str, argv: list[str], gpus: list[int]) -> None:
+    """Be torchrun, with one process for each of `gpus`, until they end; does not return.
+
+    A process that dies takes the others down, and all start again from the last checkpoint, thrice at most. What is
+    wrong they say themselves, in one line: torchrun's own page about it is left out.
 
     Args:
         gpus: numbers among the GPUs that this process sees: CUDA_VISIBLE_DEVICES may show it some of the machine's.
 
     Raises:
         ValueError: there is no GPU of such a number.
+        SystemExit: with the status of the first process that failed, or 0.
     """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     visible = visible if visible[0] else [str(number) for number in range(torch.cuda.device_count())]
     if max(gpus) >= len(visible):
         raise ValueError(f"--gpus {max(gpus)}: there are {len(visible)}, numbered from 0")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(visible[number] for number in gpus)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts", "3"]
-    os.execve(sys.executable, [*torchrun, "--nproc_per_node", str(len(gpus)), script, *argv], environment)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[number] for number in gpus)
+    try:
+        run.main(["--standalone", "--max_restarts", "3", "--nproc_per_node", str(len(gpus)), script, *argv])
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    raise SystemExit(0)

@@ -16,6 +16,9 @@ RUNTIMES = {
     "tvm_dense": "TVM, dense",
     "tvm_sparse": "TVM, block-sparse",
 }
+# What speaks of one finished network in job_dir; `shapes.png` is drawn by stripe-wise pruning.
+REPORTS = ("summary.json", "summary.md", "summary.png", "shapes.png", "report.html")
+REPORTS += ("model.onnx", "inputs.npy", "deploy")
 Rows = list[list[str]]
 
 
@@ -46,20 +49,42 @@ def save_summary(job_dir: Path, facts: dict, costs: dict[str, Cost], kept: dict[
     save_json(job_dir / "summary.json", facts | {"layers": layers})
 
 
+def read(job_dir: Path) -> dict:
+    """What stands in `summary.json` of `job_dir`; nothing if there is none."""
+    path = job_dir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def latency_of(job_dir: Path, summary: dict) -> dict | None:
+    """The content of `deploy/deploy.json`, if that library was made from the export that the summary speaks of.
+
+    The digest of the ONNX file says so: one of another network, or of an earlier export, is left out.
+    """
+    deploy = job_dir / "deploy" / "deploy.json"
+    latency = json.loads(deploy.read_text()) if deploy.exists() else {}
+    made_from_it = summary.get("onnx_sha256") and latency.get("sha256") == summary["onnx_sha256"]
+    timed_beside_its_peers = set(RUNTIMES) <= set(latency.get("latency_ms", ()))  # on this computer
+    return latency if made_from_it and timed_beside_its_peers else None
+
+
 def write(job_dir: Path, console: Console) -> None:
     """Write `summary.md` and `summary.png` of `job_dir` from its `summary.json` and, if there, `deploy/deploy.json`."""
-    summary = json.loads((job_dir / "summary.json").read_text())
-    deploy = job_dir / "deploy" / "deploy.json"
-    latency = json.loads(deploy.read_text()) if deploy.exists() else None
-    if latency and not set(RUNTIMES) <= set(latency["latency_ms"]):  # not timed beside its peers on this computer
-        latency = None
+    summary = read(job_dir)
+    latency = latency_of(job_dir, summary)
     head, layers = overview(summary, latency), layer_rows(summary)
     title = f"{summary['arch']} on {summary['data_set']}: {summary['method']}"
-    text = f"# {title}\n\n{markdown(head)}\n## Layers\n\n{markdown(layers)}"
+    missed = "".join(f"**Not reached:** {sentence}\n\n" for sentence in summary.get("not_reached", ()))
+    text = f"# {title}\n\n{missed}{markdown(head)}\n## Layers\n\n{markdown(layers)}"
     save_text(job_dir / "summary.md", text)
     show(head, title, console)
     draw(summary, latency, job_dir / "summary.png")
     console.print(f"written: {job_dir}/summary.md, summary.png")
+
+
+def show_shortfalls(sentences: list[str], console: Console) -> None:
+    """Say last and loud what a run was asked for and has not reached."""
+    for sentence in sentences:
+        console.print(f"NOT REACHED: {sentence}", style="bold red")
 
 
 def overview(summary: dict, latency: dict | None) -> Rows:

@@ -5,22 +5,25 @@ to load and 390 MB at its peak. As parameters of `main` they can be mapped from 
 """
 
 import json
+import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import tvm
 from tvm import relax
 from tvm.support import cc
 
-from ..dump import forget
-from ..runtime.library import DESCRIPTION, LIBRARY, WEIGHTS, Library, silence
-from ..targets import Machine, linker
+from utils.files import atomic, save_text, sweep
 
-ALIGNMENT = 64  # bytes; of every array in the file, as the kernels' vectors want it
+from ..dump import forget
+from ..runtime.folder import ALIGNMENT, DESCRIPTION, FORMAT_VERSION, LIBRARY, WEIGHTS, digest, header, pending
+from ..runtime.library import Library, silence
+from ..targets import Machine, linker
 
 
 @dataclass
@@ -30,14 +33,18 @@ class Executable:
     module: object  # relax.VMExecutable, or a tvm.runtime.Module of kernels alone
     machine: Machine
 
-    def link(self, path: Path) -> None:
-        """Write it as a shared library. ValueError without a compiler that links for the machine."""
+    def link(self, path: Path, build: str | None = None) -> None:
+        """Write it as a shared library. build: 32 hexadecimal digits that its build id note is to say.
+
+        ValueError without a compiler that links for the machine.
+        """
         compiler = linker(self.machine)
         if compiler and not shutil.which(compiler):
             raise ValueError(f"{path} could not be linked: a library for {self.machine.name} needs {compiler}")
         try:
             with silence():
-                self.module.export_library(str(path), fcompile=compiler and cc.cross_compiler(compiler))
+                options = {"options": [f"-Wl,--build-id=0x{build}"]} if build else {}
+                self.module.export_library(str(path), fcompile=compiler and cc.cross_compiler(compiler), **options)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{path} could not be linked: TVM needs a C++ compiler (g++) for it") from error
 
@@ -112,29 +119,59 @@ class Compiled(Library):
     """A library that was compiled in this process, and can be saved."""
 
     def __init__(self, executable: Executable, weights: list, info: dict):
+        info = {"format_version": FORMAT_VERSION, "tvm": tvm.__version__, **info}
         super().__init__(executable.module, weights, info)
         self.compiled, self.machine = executable, executable.machine
 
     def save(self, folder: str | Path) -> None:
-        """Write lib.so, weights.bin and deploy.json."""
-        folder = Path(folder)
+        """Write lib.so, weights.bin and deploy.json, or replace them, as runtime/folder.py says.
+
+        Whenever this is stopped, `folder` holds the old library or the new one.
+        """
+        folder, build = Path(folder), uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
-        self.link(folder / LIBRARY)
+        paths = {name: pending(folder, name, build) for name in (LIBRARY, WEIGHTS)}
+        try:
+            self.link(paths[LIBRARY], build)
+            self._write_weights(paths[WEIGHTS], build)
+            self.info |= {"build_id": build, "files": {name: _row(path) for name, path in paths.items()}}
+            self.describe(folder)
+        except BaseException:
+            description = folder / DESCRIPTION
+            if not description.is_file() or build not in description.read_text():  # it was not made valid
+                for path in paths.values():
+                    path.unlink(missing_ok=True)
+            raise
+        sweep(folder)
+        for name, path in paths.items():
+            os.replace(path, folder / name)
+            for stale in folder.glob(f".{'[0-9a-f]' * 32}.{name}"):  # of a save that was stopped
+                stale.unlink()
+
+    def _write_weights(self, path: Path, build: str) -> None:
         self.info["weights"], at = [], 0
-        with open(folder / WEIGHTS, "wb") as file:
+        with atomic(path) as file:
+            at += file.write(header(build))
             for array in (tensor.numpy() for tensor in self.weights):
                 self.info["weights"].append([str(array.dtype), at, at + array.nbytes])
                 at += file.write(array.tobytes().ljust(-(-array.nbytes // ALIGNMENT) * ALIGNMENT, b"\0"))
-            file.truncate(max(at, ALIGNMENT))  # an empty file cannot be mapped
-        self.describe(folder)
 
     def describe(self, folder: Path) -> None:
         """Write deploy.json alone."""
-        (folder / DESCRIPTION).write_text(_json(self.info) + "\n")
+        self.info["files"] = {name: self.info["files"][name] for name in (LIBRARY, WEIGHTS)}
+        self.info["files"][DESCRIPTION] = {"sha256": digest(json.loads(json.dumps(self.info)))}
+        save_text(folder / DESCRIPTION, _json(self.info) + "\n")
 
-    def link(self, path: Path) -> None:
+    def link(self, path: Path, build: str | None = None) -> None:
         """Write lib.so alone."""
-        self.compiled.link(path)
+        self.compiled.link(path, build)
+
+
+def _row(path: Path) -> dict:
+    """What deploy.json says of a file, which is on the disk afterwards."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
 
 
 def _json(info: dict) -> str:

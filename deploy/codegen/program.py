@@ -118,7 +118,7 @@ def _reshape(value, shape) -> relax.Expr:
 
 
 def make_program(graph: Graph, machine: Machine, plan: Plan) -> Program:
-    """The program, when everything is decided: its `main` maps (B, C, H, W) to logits."""
+    """The program, when everything is decided: its `main` maps (B, C, H, W) to logits, or to several outputs."""
     p = Program(graph, machine, plan)
     shape = graph.shapes[graph.input]
     images = relax.Var(graph.input, relax.TensorType(shape, "float32"))
@@ -128,6 +128,7 @@ def make_program(graph: Graph, machine: Machine, plan: Plan) -> Program:
             p.values[graph.input, p.made[graph.input]] = p.builder.emit(_reshape(images, (int(np.prod(shape)),)))
             for node in graph.nodes:
                 p.lower(node)
-            out = p.builder.emit_output(_reshape(p.fetch(graph.output)[0], graph.shapes[graph.output]))
+            made = [_reshape(p.fetch(tensor)[0], graph.shapes[tensor]) for tensor in graph.outputs.values()]
+            out = p.builder.emit_output(made[0] if len(made) == 1 else relax.Tuple([p.builder.emit(m) for m in made]))
         p.builder.emit_func_output(out)
     return p

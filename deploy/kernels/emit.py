@@ -24,7 +24,8 @@ def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable):
 
 def tasks(machine: Machine, count: int, cycles: float):
     """A loop over tasks that take `cycles` together, shared by the threads if that gains more than it costs."""
-    return (T.parallel if cycles > machine.core.fork_cycles and count > 1 else T.serial)(count)
+    gains = machine.threads > 1 and count > 1 and cycles > machine.core.fork_cycles
+    return (T.parallel if gains else T.serial)(count)
 
 
 def load(buffer, at, lanes: int):

@@ -54,7 +54,8 @@ class NCHWcWindow(Family):
 
     @classmethod
     def fits(cls, work: Workload, machine: Machine) -> bool:
-        halo_wins = work.node.kind == "max" and work.node.pad != (0, 0) and not work.non_negative
+        # The halo holds zeros, which must not be the largest value of a window, on whichever side it reaches out.
+        halo_wins = work.node.kind == "max" and work.polyphase.halo > 0 and not work.non_negative
         return fits_nchwc(work, machine) and not halo_wins
 
     @classmethod

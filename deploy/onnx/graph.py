@@ -80,7 +80,15 @@ class Graph:
     nodes: list[Node]
     shapes: dict[str, tuple[int, ...]]
     input: str
-    output: str
+    output: str  # the first one
+    results: dict[str, str] = field(
+        default_factory=dict
+    )  # tensors by the names of the file's outputs, if not just this
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The tensors that are put out, by name."""
+        return self.results or {self.output: self.output}
 
     def users(self, tensor: str) -> list[Node]:
         return [node for node in self.nodes if tensor in node.inputs]
@@ -88,7 +96,7 @@ class Graph:
     def only_user(self, node: Node) -> Node | None:
         """The one node that reads `node`'s output, if there is just one and nobody outside sees it."""
         users = self.users(node.output)
-        return users[0] if len(users) == 1 and node.output != self.output else None
+        return users[0] if len(users) == 1 and node.output not in self.outputs.values() else None
 
     def script(self) -> str:
         """A line a node: output shape = kind(inputs) and what else it holds; arrays by shape and non-zero share."""
@@ -98,7 +106,7 @@ class Graph:
             rest = ", ".join(f"{name}={_value(value)}" for name, value in rest.items() if value is not None)
             kind, inputs = type(node).__name__, ", ".join(node.inputs)
             lines.append(f"{node.output} {self.shapes[node.output]} = {kind}({inputs}; {rest})  # {node.name}")
-        return "\n".join([*lines, f"return {self.output}"]) + "\n"
+        return "\n".join([*lines, f"return {', '.join(self.outputs.values())}"]) + "\n"
 
 
 def _value(value) -> str:

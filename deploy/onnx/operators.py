@@ -18,12 +18,14 @@ def title(node) -> str:
 def _sliding(reader, node, kernel) -> dict:
     """Stride, dilation, pad and output size of a convolution or pooling."""
     a, (_, _, *size) = reader.attributes(node), reader.shape(node.input[0])
-    if len(size) != 2:
+    if len(size) != 2 or len(kernel) != 2:
         raise ValueError(f"{title(node)} is not two-dimensional")
     stride, dilation = tuple(a.get("strides", (1, 1))), tuple(a.get("dilations", (1, 1)))
     pads = tuple(a.get("pads", (0, 0, 0, 0)))
     mode = a.get("auto_pad", b"NOTSET").decode()
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    if mode not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise ValueError(f"{title(node)} has auto_pad {mode!r}: NOTSET, VALID, SAME_UPPER or SAME_LOWER")
     if mode.startswith("SAME"):
         total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, stride, reach, strict=True)]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
@@ -46,6 +48,9 @@ def _conv(reader, node) -> None:
     s = _sliding(reader, node, weight.shape[2:])
     batch, channels = reader.shape(node.input[0])[:2]
     groups = reader.attributes(node).get("group", 1)
+    if weight.shape[1] * groups != channels or len(weight) % groups or len(bias) != len(weight):
+        sizes = f"a weight {weight.shape} and a bias {bias.shape} in {groups} groups"
+        raise ValueError(f"{title(node)} has {sizes}, which do not fit {channels} channels")
     common = {"bias": bias, "stride": s["stride"], "pad": s["pad"], "dilation": s["dilation"]}
     shape = (batch, len(weight), *s["out"])
     if groups == channels == len(weight):
@@ -68,7 +73,7 @@ def _matrix(reader, node) -> None:
     shape = reader.shape(node.input[0])
     if weight.ndim != 2 or len(shape) != 2 or a.get("transA"):
         raise ValueError(f"{title(node)} is not (batch, features) times a constant matrix")
-    weight = (weight if a.get("transB") else weight.T) * a.get("alpha", 1.0)
+    weight = (weight if a.get("transB") else weight.T) * np.float32(a.get("alpha", 1.0))
     bias = reader.constant(node, 2, np.zeros(1)) * a.get("beta", 1.0)
     bias = np.broadcast_to(bias.reshape(-1), len(weight)).astype(np.float32)
     reader.add(Conv, node, node.input[:1], (shape[0], len(weight)), weight=weight[:, :, None, None], bias=bias)
@@ -91,9 +96,13 @@ def _pool(reader, node) -> None:
 
 
 def _batch_norm(reader, node) -> None:
+    if reader.attributes(node).get("training_mode"):
+        raise ValueError(f"{title(node)} is in training mode, and would use the statistics of the batch: export eval()")
     gamma, beta, mean, variance = (reader.constant(node, i).astype(np.float64) for i in range(1, 5))
     scale = gamma / np.sqrt(variance + reader.attributes(node).get("epsilon", 1e-5))
     shift = beta - mean * scale
+    if scale.shape != reader.shape(node.input[0])[1:2]:
+        raise ValueError(f"{title(node)} has {len(scale)} channels, its input {reader.shape(node.input[0])}")
     _affine(reader, node, node.input[0], scale=scale.astype(np.float32), shift=shift.astype(np.float32))
 
 
@@ -178,6 +187,8 @@ def _view(reader, node) -> None:
             new = list(shape)
             for axis in sorted(axis % (len(shape) + len(axes)) for axis in axes):
                 new.insert(axis, 1)
+    if np.prod(new) != np.prod(shape):
+        raise ValueError(f"{title(node)} gives {shape} the shape {tuple(map(int, new))}, which holds another number")
     reader.add(View, node, node.input[:1], new)
 
 

@@ -27,7 +27,7 @@ def _producers(graph: Graph) -> dict[str, Node]:
 
 def forget_unused(graph: Graph) -> None:
     for node in reversed(list(graph.nodes)):
-        if node.output != graph.output and not graph.users(node.output):
+        if node.output not in graph.outputs.values() and not graph.users(node.output):
             graph.nodes.remove(node)
 
 

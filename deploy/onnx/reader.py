@@ -1,17 +1,21 @@
 """Read an ONNX file into a Graph.
 
 What is constant is computed here, so a node's inputs are only tensors that depend on the picture. What cannot be read
-is a ValueError of one line that names the node.
+is a ValueError of one line that names all nodes in question.
 """
 
 from pathlib import Path
 
 import numpy as np
 
+from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, small_map
 from .graph import Graph, Node
 from .operators import READERS, name, title
 
 OPSET = 18  # older files are converted to it
+ONNX = ("", "ai.onnx")  # the names of the operators' own domain
+NO_CONSTANTS = ("If", "Loop", "Scan")  # whose time and memory nothing tells beforehand
+MOST_NAMED = 8  # refusals that are told of one file
 
 
 class _Reader:
@@ -26,6 +30,7 @@ class _Reader:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
+        self.computed = 0  # values of constants
 
     def attributes(self, node) -> dict:
         return {a.name: self.attribute_value(a) for a in node.attribute}
@@ -38,22 +43,70 @@ class _Reader:
             raise ValueError(f"{title(node)} needs a constant {node.input[index]!r}")
         return self.constants[node.input[index]]
 
+    def read_all(self, nodes) -> None:
+        """Read every node. ValueError with all that is refused; what follows from a refusal is not told again."""
+        refused, unsupported, unknown = [], {}, set()
+        constants = set(self.constants)  # with those that were refused
+        for node in nodes:
+            constants.update(node.output if constants.issuperset(filter(None, node.input)) else ())
+            try:
+                if node.domain not in ONNX:
+                    raise ValueError(f"{title(node)} is of domain {node.domain!r}, which is not supported")
+                if unknown.intersection(node.input):
+                    if self.readable(node) or constants.issuperset(node.output):
+                        unknown.update(node.output)
+                        continue
+                elif self.readable(node):
+                    self.read(node)
+                    continue
+                unsupported.setdefault(node.op_type, []).append(repr(name(node)))
+            except ValueError as problem:
+                refused.append(str(problem))
+            except (ArithmeticError, LookupError, TypeError, AttributeError, MemoryError, RuntimeError) as problem:
+                reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+                refused.append(f"{title(node)} cannot be read ({reason})")
+            unknown.update(node.output)
+        for operator, names in unsupported.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            plural, verb = ("nodes", "are") if len(names) > 1 else ("node", "is")
+            refused.append(f"{plural} {', '.join(names[:3])}{more} (operator {operator}) {verb} not supported")
+        if refused:
+            more = [f"and {len(refused) - MOST_NAMED} more"] if len(refused) > MOST_NAMED else []
+            told = "; ".join(" ".join(problem.split()) for problem in [*refused[:MOST_NAMED], *more])
+            raise ValueError(told + (f"; supported are {', '.join(sorted(READERS))}" if unsupported else ""))
+
+    def readable(self, node) -> bool:
+        """Whether the node is of a known kind, or can be computed."""
+        inputs = [name for name in node.input if name]
+        constant = all(name in self.constants for name in inputs) and node.op_type not in NO_CONSTANTS
+        return node.op_type in READERS or node.op_type == "Shape" or constant
+
     def read(self, node) -> None:
         inputs = [name for name in node.input if name]
+        check_window(node, self.attributes(node))
+        known = {name: self.shape(name) for name in inputs if self.tensor(name) in self.shapes}
+        right = inferred(node, self.opsets, known, self.constants)
         if node.op_type == "Shape" and self.tensor(inputs[0]) in self.shapes:
             start, end = (self.attributes(node).get(k, d) for k, d in (("start", 0), ("end", None)))
             self.constants[node.output[0]] = np.array(self.shapes[self.tensor(inputs[0])][start:end], np.int64)
         elif all(name in self.constants for name in inputs):
-            from onnx.reference import ReferenceEvaluator
-
-            values = ReferenceEvaluator(node, opsets=self.opsets).run(
-                None, {name: self.constants[name] for name in inputs}
-            )
-            self.constants.update(zip(node.output, values, strict=True))
-        elif node.op_type in READERS:
-            READERS[node.op_type](self, node)
+            self.compute(node, inputs, right)
         else:
-            raise ValueError(f"{title(node)} is not supported; supported are {', '.join(sorted(READERS))}")
+            READERS[node.op_type](self, node)
+            for output, shape in right.items():
+                if self.tensor(output) in self.shapes and self.shape(output) != shape:
+                    raise ValueError(f"{title(node)} makes {shape} by ONNX's rules, and {self.shape(output)} by ours")
+
+    def compute(self, node, inputs: list[str], shapes: dict[str, tuple[int, ...]]) -> None:
+        """The node's outputs, which are constant."""
+        from onnx.reference import ReferenceEvaluator
+
+        self.computed += sum(int(np.prod(shape, dtype=float)) for shape in shapes.values())
+        if self.computed > MOST_CONSTANTS:
+            raise ValueError(f"{title(node)}: the file's constants come to more than {MOST_CONSTANTS} values")
+        evaluator = ReferenceEvaluator(node, opsets=self.opsets)
+        values = evaluator.run(None, {name: self.constants[name] for name in inputs})
+        self.constants.update(zip(node.output, values, strict=True))
 
     def tensor(self, name: str) -> str:
         return self.alias.get(name, name)
@@ -62,12 +115,16 @@ class _Reader:
         return self.shapes[self.tensor(name)]
 
     def add(self, make: type, node, inputs: list[str], shape, **fields) -> None:
+        shape = tuple(shape)
+        if not small_map(shape):
+            raise ValueError(f"{title(node)} makes a map of {shape[2]} x {shape[3]}, which is too large to be compiled")
         self.put(make, node, inputs, node.output[0], shape, **fields)
 
     def put(self, make: type, node, inputs: list[str], output: str, shape, **fields) -> str:
         """Add a graph node, one of those that the ONNX node becomes."""
+        check_size(node, shape := tuple(int(length) for length in shape))
         self.nodes.append(make(name(node), [self.tensor(i) for i in inputs], output, **fields))
-        self.shapes[output] = tuple(int(length) for length in shape)
+        self.shapes[output] = shape
         return output
 
 
@@ -76,22 +133,39 @@ def _modern(model, path):
     from onnx import inliner, version_converter
 
     model = inliner.inline_local_functions(model)
+    for sparse in model.graph.sparse_initializer:
+        model.graph.initializer.append(_dense(sparse, path))
+    del model.graph.sparse_initializer[:]
     version = next((entry.version for entry in model.opset_import if entry.domain == ""), OPSET)
     if version >= OPSET:
         return model
     try:
         return version_converter.convert_version(model, OPSET)
-    except RuntimeError as error:
+    except Exception as error:  # of C++, several kinds
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--onnx_path {path} has opset {version}, and cannot be made {OPSET} ({reason})") from error
+
+
+def _dense(sparse, path):
+    """A sparse initialiser, values at places, as an ordinary one."""
+    from onnx import numpy_helper
+
+    shape, values, at = tuple(sparse.dims), numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    if np.prod(shape, dtype=float) > MOST_CONSTANTS:
+        raise ValueError(f"{path}: initialiser {sparse.values.name!r} {shape} has more than {MOST_CONSTANTS} values")
+    dense = np.zeros(shape, values.dtype)
+    dense[np.unravel_index(at, shape) if at.ndim == 1 else tuple(at.T)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | None) -> tuple[int, ...]:
     dims = [d.dim_value or d.dim_param or "?" for d in tensor.type.tensor_type.shape.dim]
     told = list(dims)
+    last = len(dims) == 4 and dims[3] in (1, 3, 4) and any(isinstance(d, str) for d in dims[1:3])  # NHWC
+    sides = slice(1, 3) if last else slice(2, 4)
     if len(dims) == 4 and image_size:
-        dims[2:] = [side if isinstance(d, str) else d for d, side in zip(dims[2:], image_size, strict=True)]
-        if tuple(dims[2:]) != image_size:
+        dims[sides] = [side if isinstance(d, str) else d for d, side in zip(dims[sides], image_size, strict=True)]
+        if tuple(dims[sides]) != image_size:
             raise ValueError(f"--image_size {image_size[0]}x{image_size[1]}: {path} was exported for {told}")
     if not dims or any(isinstance(d, str) or d < 1 for d in dims[1:]):
         hint = "--image_size fixes height and width" if len(dims) == 4 else "only the batch may be"
@@ -100,6 +174,8 @@ def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | 
         dims[0] = batch or 1
     elif batch not in (None, dims[0]):
         raise ValueError(f"--batch {batch}: {path} was exported for a batch of {dims[0]}")
+    if np.prod(dims, dtype=float) > MOST_VALUES or not small_map(dims):
+        raise ValueError(f"{path} takes pictures {tuple(dims)}, which are too large to be compiled")
     return tuple(dims)
 
 
@@ -120,18 +196,21 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
             f"--onnx_path {path} is not a valid ONNX file ({str(error).strip().splitlines()[0]})"
         ) from error
     model = _modern(model, path)
-    reader = _Reader(model)
+    try:
+        reader = _Reader(model)
+    except (ValueError, TypeError, MemoryError) as error:
+        raise ValueError(f"--onnx_path {path} has a damaged initialiser ({str(error).splitlines()[0]})") from error
     inputs = [i for i in model.graph.input if i.name not in reader.constants]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
+    if len(inputs) != 1 or not model.graph.output:
         raise ValueError(
-            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one of each is supported"
+            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one input is supported"
         )
     reader.shapes[inputs[0].name] = _input_shape(path, inputs[0], batch, image_size)
     if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise ValueError(f"{path} does not take float32 pictures")
-    for node in model.graph.node:
-        reader.read(node)
-    output = reader.tensor(model.graph.output[0].name)
-    if output not in reader.shapes or output == inputs[0].name:
-        raise ValueError(f"{path}: the output does not depend on the input")
-    return Graph(reader.nodes, reader.shapes, inputs[0].name, output)
+    reader.read_all(model.graph.node)
+    outputs = {output.name: reader.tensor(output.name) for output in model.graph.output}
+    for label, tensor in outputs.items():
+        if tensor not in reader.shapes or tensor == inputs[0].name:
+            raise ValueError(f"{path}: the output {label!r} does not depend on the input")
+    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs)

@@ -1,6 +1,7 @@
 """A compiled network: run it, save it, load it.
 
-A saved folder needs only TVM's runtime, neither this repository nor PyTorch (deploy/example/main.cc does it in C++):
+A saved folder needs only TVM's runtime, neither this repository nor PyTorch (deploy/example/main.cc does it in C++).
+This is all that must be done, without the checks that `load` makes, and for one thread:
 
     import json, os, numpy as np, tvm
     from tvm import relax
@@ -15,40 +16,39 @@ A saved folder needs only TVM's runtime, neither this repository nor PyTorch (de
     print(machine["network"](tvm.runtime.tensor(images)).numpy().argmax(1))
 """
 
-import json
 import os
 import sys
+import tempfile
+import threading
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from . import folder as format
+from .folder import DESCRIPTION, LIBRARY, WEIGHTS
 from .processor import lacking
+from .threads import call, set_threads
 
-LIBRARY, WEIGHTS, DESCRIPTION = "lib.so", "weights.bin", "deploy.json"
+__all__ = ["DESCRIPTION", "LIBRARY", "WEIGHTS", "Library", "bind", "load", "set_threads", "silence"]
 
-
-def set_threads(threads: int) -> None:
-    """How many threads TVM's kernels use from now on, in this process."""
-    import tvm_ffi
-
-    # TVM reads the pool's size once, when it starts it (by default half the cores); later it can only be reduced.
-    os.environ["TVM_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1, int(os.environ.get("TVM_NUM_THREADS", 0))))
-    tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
+_stderr = threading.Lock()
 
 
 @contextmanager
 def silence():
     """Hide what TVM's C++ writes to stderr: a warning for every constant it saves or loads."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+    with _stderr:  # two threads at once could each restore what the other had put there
+        sys.stderr.flush()
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
 
 
 def bind(module, weights: list, device):
@@ -61,30 +61,95 @@ def bind(module, weights: list, device):
 
 
 class Library:
-    """`run` maps float32 (B, C, H, W) to logits; `info` says what was compiled (the fields of deploy.json).
+    """A compiled network. `run` may be called by any number of threads at once; `info` is what deploy.json says.
+
+    TVM's virtual machine can only do one call at a time, so there are as many machines as there were calls at once.
+    They share the code and the weights. A `with` block closes the library at its end.
 
     executable: what relax.VirtualMachine takes, whose `main` wants the images and then `weights`, TVM tensors.
     """
 
     def __init__(self, executable, weights: list, info: dict):
         self.executable, self.weights, self.info = executable, weights, info
-        self._network = None
+        self._idle: deque = deque()  # machines that no call uses
+        self._lock, self._module, self._closed = threading.Lock(), None, False
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every input by its name."""
+        return {self.info["input"]["name"]: tuple(self.info["input"]["shape"])}
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every output by its name."""
+        return {output["name"]: tuple(output["shape"]) for output in self.info["outputs"]}
 
     @property
     def runs_here(self) -> bool:
         return not lacking(self.info.get("requires", {}))
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        import tvm
+    def run(self, images: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+        """Logits of the images: float32 (B, C, H, W), or {the input's name: such an array}.
 
-        images, shape = np.asarray(images), tuple(self.info["input"]["shape"])
+        A network of several outputs gives {name: array}.
+
+        ValueError for other shapes, types or names, after `close`, and where the processor cannot run the library.
+        """
+        if self._closed:
+            raise ValueError("this library was closed")
+        ((name, shape),) = self.inputs.items()
+        if isinstance(images, dict):
+            if images.keys() != {name}:
+                raise ValueError(f"this library's input is {name!r}, not {', '.join(map(repr, images)) or 'nothing'}")
+            images = images[name]
+        images = np.asarray(images)
         if images.shape != shape or images.dtype != np.float32:
             raise ValueError(f"this library takes float32 {shape}, not {images.dtype} {images.shape}")
-        if self._network is None:
-            check(self.info, "a library")
-            set_threads(self.info["threads"])
-            self._network = bind(self.executable, self.weights, tvm.cpu())["network"]
-        return self._network(tvm.runtime.tensor(np.ascontiguousarray(images))).numpy()
+        return call(self._run, self.info["threads"], np.ascontiguousarray(images))
+
+    def _run(self, images: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+        import tvm
+
+        try:
+            network = self._idle.pop()
+        except IndexError:
+            network = self._machine()
+        logits = arrays(network(tvm.runtime.tensor(images)), self.info)
+        if not self._closed:  # after an error, the machine is left alone, too
+            self._idle.append(network)
+        return logits
+
+    def _machine(self):
+        import tvm
+
+        with self._lock:
+            if self._closed:
+                raise ValueError("this library was closed")
+            if self._module is None:
+                check(self.info, "a library")
+                loaded = isinstance(self.executable, tvm.runtime.Module)
+                self._module = self.executable if loaded else self.executable.jit()
+            return bind(self._module, self.weights, tvm.cpu())["network"]
+
+    def close(self) -> None:
+        """Refuse further calls, and give back the memory when those that are under way have ended."""
+        with self._lock:
+            self._closed = True
+            self.weights, self.executable, self._module = [], None, None
+            self._idle.clear()
+
+    def __enter__(self) -> "Library":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def arrays(made, info: dict) -> np.ndarray | dict[str, np.ndarray]:
+    """What TVM's virtual machine made, one tensor or several, as `Library.run` gives it."""
+    if len(info.get("outputs", ())) <= 1:
+        return made.numpy()
+    return {output["name"]: tensor.numpy() for output, tensor in zip(info["outputs"], made, strict=True)}
 
 
 def check(info: dict, what: str) -> None:
@@ -95,16 +160,43 @@ def check(info: dict, what: str) -> None:
 
 
 def load(folder: str | Path) -> Library:
-    """The library that model_tune.py, or a compiled library's `save`, wrote into `folder`."""
-    import tvm
+    """The library that model_tune.py, or a compiled library's `save`, wrote into `folder`.
 
+    ValueError, of one line, if a file is missing, damaged or of another build, if the library was compiled by another
+    version of this project or of TVM, or if this computer's processor cannot run it.
+    """
     folder = Path(folder)
-    for name in (LIBRARY, WEIGHTS, DESCRIPTION):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}")
-    info = json.loads((folder / DESCRIPTION).read_text())
+    path = folder / DESCRIPTION
+    while True:
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {DESCRIPTION}")
+        text = path.read_bytes()
+        try:
+            return _open(folder, text)
+        except ValueError:
+            if path.is_file() and path.read_bytes() == text:
+                raise  # else the library was replaced meanwhile
+
+
+def _open(folder: Path, text: bytes) -> Library:
+    import tvm
+    import tvm_ffi
+
+    info = format.describe(folder, text)
     check(info, f"{folder}, a library")
-    data = np.memmap(folder / WEIGHTS, mode="c")
-    weights = [tvm.runtime.from_dlpack(data[start:end].view(kind)) for kind, start, end in info["weights"]]
-    with silence():
-        return Library(tvm.runtime.load_module(str(folder / LIBRARY)), weights, info)
+    if _release(info["tvm"]) != _release(tvm.__version__):
+        raise ValueError(f"{folder} was compiled by TVM {info['tvm']}, and this is {tvm.__version__}: compile it again")
+    with format.open_file(folder, LIBRARY, info) as code, format.open_file(folder, WEIGHTS, info) as file:
+        data = np.memmap(file, mode="c")
+        weights = [tvm.runtime.from_dlpack(data[start:end].view(kind)) for kind, start, end in info["weights"]]
+        with silence(), tempfile.TemporaryDirectory() as place:
+            # Under a name that was loaded before, the system would take the library that this one replaced. TVM's own
+            # load_module would look the link up, and so use that name.
+            name = Path(place) / f"{info['build_id']}.so"
+            checked = Path(f"/proc/self/fd/{code.fileno()}")
+            name.symlink_to(checked if checked.exists() else Path(code.name).resolve())
+            return Library(tvm_ffi.load_module(str(name)), weights, info)
+
+
+def _release(version: str) -> list[str]:
+    return version.split(".")[:2]

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .library import bind
+from .library import arrays, bind
 
 PATIENCE = 10  # seconds for a tracker's answer
 LOST = "the device stopped answering"
@@ -89,7 +89,7 @@ class RemoteLibrary:
     def __init__(self, library, device: Device):
         import tvm
 
-        self.place, self.device = device, device.device
+        self.place, self.device, self.info = device, device.device, library.info
         module = device.load(library)
         with self.place.asked(LOST):
             weights = [tvm.runtime.tensor(tensor.numpy(), self.device) for tensor in library.weights]
@@ -99,7 +99,7 @@ class RemoteLibrary:
         import tvm
 
         with self.place.asked(LOST):
-            return self.machine["network"](tvm.runtime.tensor(images, self.device)).numpy()
+            return arrays(self.machine["network"](tvm.runtime.tensor(images, self.device)), self.info)
 
     def time(self, images: np.ndarray, runs: int) -> list[float]:
         """Milliseconds of `runs` calls, by the device's own clock."""

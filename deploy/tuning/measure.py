@@ -9,6 +9,18 @@ import numpy as np
 from ..runtime.library import Library, bind, set_threads
 
 
+class Unreadable(ValueError):
+    """A runtime is installed, but does not read the file."""
+
+
+def evaluator(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in the onnx package's own reference evaluator, which is slow, as a function of the images."""
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(str(path))
+    return lambda images: _named(session.output_names, session.run(None, {session.input_names[0]: images}))
+
+
 def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images."""
     try:
@@ -19,9 +31,18 @@ def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has many kinds
+        reason = " ".join(str(error).split())
+        raise Unreadable(f"ONNX Runtime {onnxruntime.__version__} cannot read {path}: {reason}") from error
+    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    return lambda images: _named(outputs, session.run(None, {name: images}))
+
+
+def _named(names: list[str], arrays: list[np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+    """As `Library.run` gives them: one array alone, several by name."""
+    return arrays[0] if len(arrays) == 1 else dict(zip(names, arrays, strict=True))
 
 
 def openvino_peer(path: str | Path, threads: int, shape: list[int]) -> Callable[[np.ndarray], np.ndarray]:
@@ -48,17 +69,26 @@ def batches(images: np.ndarray, batch: int):
 
 
 def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) -> tuple[float, float]:
-    """(largest difference / largest reference value, fraction of pictures with the same first class)."""
-    difference = scale = same = count = 0.0
+    """(largest difference / largest reference value, fraction of pictures with the same first class).
+
+    Of several outputs the largest relative difference counts, and the classes of the first one. ValueError if the
+    reference holds NaN or infinity, with which nothing can be proven equal. If only `run` computes such a value, the
+    difference is infinite.
+    """
+    difference, scale, same, count = [], [], 0.0, 0
     for some in batches(images, batch):
         ours, theirs = run(some), reference(some)
-        if not np.all(np.isfinite(ours)):
+        pairs = [(ours[name], theirs[name]) for name in theirs] if isinstance(theirs, dict) else [(ours, theirs)]
+        if not all(np.all(np.isfinite(right)) for _, right in pairs):
+            raise ValueError("the reference computes NaN or infinity from these pictures: nothing can be proven equal")
+        if not all(np.all(np.isfinite(made)) for made, _ in pairs):
             return float("inf"), 0.0
-        difference = max(difference, float(np.abs(ours - theirs).max()))
-        scale = max(scale, float(np.abs(theirs).max()))
-        same += float((ours.reshape(batch, -1).argmax(1) == theirs.reshape(batch, -1).argmax(1)).sum())
-        count += batch
-    return difference / scale if scale else difference, same / count
+        difference.append([float(np.abs(made - right).max()) for made, right in pairs])
+        scale.append([float(np.abs(right).max()) for _, right in pairs])
+        made, right = (values.reshape(batch, -1).argmax(1) for values in pairs[0])
+        same, count = same + float((made == right).sum()), count + batch
+    worst = zip(np.max(difference, axis=0).tolist(), np.max(scale, axis=0).tolist(), strict=True)
+    return max(largest / (of or 1.0) for largest, of in worst), same / count
 
 
 def timer(run: Callable, pause: float = 0.02) -> Callable[[np.ndarray, int], list[float]]:
@@ -95,6 +125,11 @@ def race(timers: dict[str, Callable], images: np.ndarray, runs: int, block: int 
 
 def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[str, float]]:
     """(name, median milliseconds) of every kernel, in the order in which one run calls them."""
+    return [(name, ms) for name, ms, _ in kernel_calls(library, images, runs)]
+
+
+def kernel_calls(library: Library, images: np.ndarray, runs: int) -> list[tuple[str, float, int]]:
+    """(name, median milliseconds, bytes of its arguments and result) of every kernel that one run calls, in order."""
     import tvm
 
     set_threads(library.info["threads"])
@@ -105,7 +140,8 @@ def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[
         if before:
             started.append(time.perf_counter())
         elif started and not name.startswith("vm."):
-            calls.append((name, (time.perf_counter() - started[-1]) * 1e3))
+            taken = (time.perf_counter() - started[-1]) * 1e3
+            calls.append((name, taken, sum(_bytes(argument) for argument in arguments)))
         return 0  # go on
 
     machine.set_instrument(instrument)
@@ -113,5 +149,11 @@ def kernel_times(library: Library, images: np.ndarray, runs: int) -> list[tuple[
     for _ in range(runs + 2):
         calls.clear()
         machine["network"](images)
-        taken.append([ms for _, ms in calls])
-    return list(zip((name for name, _ in calls), np.median(taken[2:], axis=0).tolist(), strict=True))
+        taken.append([ms for _, ms, _ in calls])
+    medians = np.median(taken[2:], axis=0).tolist()
+    return [(name, ms, size) for (name, _, size), ms in zip(calls, medians, strict=True)]
+
+
+def _bytes(value) -> int:
+    shape = getattr(value, "shape", None)
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(str(value.dtype)).itemsize if shape is not None else 0
