@@ -11,6 +11,8 @@ import os
 import random
 import signal
 import stat
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -201,6 +203,8 @@ def decode(source: str | Encoded) -> Tensor:
             width, height = picture.size
             if width * height > max(BLANK, 1000 * len(content)):  # no picture but an empty one is coded so tightly
                 raise ValueError(f"declares {width}x{height} pixels in {len(content)} bytes")
+            if picture.format == "PNG":
+                _check_pixels_of_png(content)
             if picture.format in ("JPEG", "MPO"):
                 with contextlib.suppress(RuntimeError):  # of a bad one; PIL says best what is wrong
                     return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
@@ -219,6 +223,17 @@ def _content(source: str | Encoded) -> bytes:
         raise ValueError("not a regular file")
     with open(source, "rb") as file:
         return file.read()
+
+
+def _check_pixels_of_png(content: bytes) -> None:
+    """Hold the compressed pixels against their checksums, which PIL does not do. Raises ValueError for damaged ones."""
+    at = 8  # behind the signature; then chunks: length, name, content, checksum
+    while at + 8 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, at)
+        end = at + 8 + length
+        if name == b"IDAT" and zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise ValueError("its pixels do not agree with their checksum")
+        at = end + 4
 
 
 def _in_eight_bits(picture):

@@ -29,7 +29,7 @@ class Records(Sequence):
         if not (isinstance(self.keys, list) and all(isinstance(key, bytes) for key in self.keys)) or count != len(
             self.keys
         ):
-            raise ValueError(f"{path}: its __keys__ are not the {count} that its __len__ says")
+            raise ValueError(f"{path}: its __keys__ are not the {count!r:.50} that its __len__ says")
 
     @property
     def names(self) -> list[str]:

@@ -135,6 +135,26 @@ def test_a_sparse_tensor_takes_no_memory_before_its_size_is_checked(save, tensor
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_tensor_of_another_shape_takes_no_memory(save, tensors):  # noqa: F811
+    """One number that is repeated by a stride of 0: its values would take a terabyte."""
+    giant = torch.zeros(1).expand(1 << 19, 1 << 19)
+    said = refusal(network(), save(dict(tensors) | {"conv1.weight": giant}))
+    assert "conv1.weight is (524288, 524288) in the file, (16, 3, 3, 3) in the network" in said
+
+
+def test_a_mask_of_other_numbers_than_0_and_1_is_none(save, tensors):  # noqa: F811
+    """It would scale the weights without a word."""
+    path = save(dict(tensors) | {"conv1.mask": torch.full((16, 3, 3, 3), 0.5)})
+    assert "conv1.mask holds other numbers than 0 and 1" in refusal(network(), path)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16, torch.float64])
+def test_weights_of_other_floating_point_types(save, tensors, kind):  # noqa: F811
+    ours, variances = network(), tensors["bn1.running_var"].to(kind)
+    models.load_checkpoint(ours, save(dict(tensors) | {"bn1.running_var": variances}))
+    assert torch.equal(ours.bn1.running_var, variances.float())
+
+
 def test_tensors_that_are_no_weights_are_named(save, tensors):  # noqa: F811
     weight = tensors["conv1.weight"]
     broken, negative = weight.clone(), -tensors["bn1.running_var"]

@@ -13,8 +13,8 @@ FLOOR = {
     "models": 2,
     **dict.fromkeys(("pruning", "data", "deploy"), 3),
     "jobs": 4,
-    **dict.fromkeys(("imagenet", "model_tune", "benchmarks", "configs", "raw_data_fig4"), 5),
-    "docs": 6,
+    **dict.fromkeys(("imagenet", "model_tune", "configs", "raw_data_fig4"), 5),
+    **dict.fromkeys(("benchmarks", "docs"), 6),
 }
 SCRIPTS = ("benchmarks", "configs", "raw_data_fig4", "docs")  # folders of programs that nothing imports
 LATE = {

@@ -232,7 +232,12 @@ def test_wrong_options_are_one_line(argv: list[str], message: str):
         ("rearrange: 1", "recipe.yml: --rearrange 1: not true or false"),
         ("lr: .inf", "recipe.yml: --lr inf: must be a finite number"),
         ("optimizer: lbfgs", "recipe.yml: --optimizer lbfgs: one of sgd, adam"),
-        ("method: 3", "unknown method 3"),
+        ("method: 3", "--conv_type 3: not a word"),
+        ("job_dir: ''", "recipe.yml: --job_dir '': not a path"),
+        ("method: [dense]", "--conv_type is a list: not a word"),
+        ("lr: !!timestamp x", "recipe.yml: holds a value that is no YAML"),
+        (f"lr: 1{'0' * 400}", "must be a finite number"),
+        (f"train_batch_size: 1{'0' * 40}", "must be at most 9223372036854775807"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )

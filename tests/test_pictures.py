@@ -1,5 +1,6 @@
 """Pictures as users have them: every depth and mode, damaged ones, and what lies beside them in their folders."""
 
+import io
 import os
 import pickle
 import struct
@@ -50,6 +51,17 @@ def png_bomb(path, side: int = 65500) -> None:
         struct.pack(">I", len(own)) + name + own + struct.pack(">I", zlib.crc32(name + own)) for name, own in parts
     ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def test_damaged_pixels_of_a_png_are_found(tmp_path):
+    """PIL skips the checksums of pixels, and reads on until it has as many as the header says."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30), np.uint8)).save(buffer, "PNG")
+    content = buffer.getvalue()
+    assert decode(Encoded("whole", content)).shape == (3, 24, 30)
+    end = content.index(b"IEND") - 8  # of the compressed pixels: four of their bytes stand there twice
+    with pytest.raises(ValueError, match=r"damaged: .* do not agree with their checksum"):
+        decode(Encoded("damaged", content[:end] + content[end - 4 : end] + content[end:]))
 
 
 # Depths and modes

@@ -35,7 +35,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports a mistake as ValueError instead of printing the usage."""
 
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(" ".join(message.split()))
 
 
 class Answer(argparse.Action):
@@ -100,7 +100,7 @@ def _add(group, field: Field) -> None:
         settings["help"] = argparse.SUPPRESS
         group.add_argument(*off, action="store_false", default=argparse.SUPPRESS, **settings)
         return
-    settings["type"] = field.metadata["read"] or kind
+    settings["type"] = field.metadata["read"] or (path if kind is Path else kind)
     if field.metadata["choices"]:
         settings["choices"] = field.metadata["choices"]  # argparse shows them
     else:
@@ -110,6 +110,13 @@ def _add(group, field: Field) -> None:
     if field.metadata["alone"] is not None:
         settings |= {"nargs": "?", "const": field.metadata["alone"]}
     group.add_argument(*flags, required=default_of(field) is REQUIRED, **settings)
+
+
+def path(text: str) -> Path:
+    """A path of the command line. Raises ValueError for an empty one, which pathlib takes for the current folder."""
+    if not text:
+        raise ValueError("empty")
+    return Path(text)
 
 
 def underscored(argv: list[str]) -> list[str]:
@@ -177,6 +184,8 @@ def read_yaml(path: Path) -> dict[str, object]:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # PyYAML's own, of a malformed value: AttributeError, IndexError, RecursionError, ...
+        raise ValueError(f"--config {path}: holds a value that is no YAML ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: not a mapping of options")
     return {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
@@ -198,8 +207,8 @@ def _converted(kind: type, value: object) -> object:
     if kind not in (int, float, Path) or not convertible or isinstance(value, bool):
         return value
     try:
-        return kind(value)
-    except ValueError:
+        return path(value) if kind is Path else kind(value)
+    except (ValueError, OverflowError):
         return value
 
 

@@ -6,13 +6,15 @@ torch, so that `--help` and a mistyped flag are answered at once.
 
 import dataclasses
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 
 REQUIRED = dataclasses.MISSING  # the default of an option that must be given
+
+LARGEST = 2**63 - 1  # as whole numbers are stored nearly everywhere
 
 
 def option(
@@ -111,11 +113,16 @@ def check(field: dataclasses.Field, value: object) -> None:
         return
     for one in value if many and isinstance(value, list) else [value]:
         if not _is_of(kind, one):
-            raise ValueError(f"--{field.name} {one!r}: not {_article(kind)}")
+            shown = (
+                f"is a {type(one).__name__}" if isinstance(one, list | dict | set) else repr(one)
+            )  # which may be huge
+            raise ValueError(f"--{field.name} {shown}: not {_article(kind)}")
         if choices and one not in choices:
             raise ValueError(f"--{field.name} {one}: one of {', '.join(choices)}")
-        if kind is float and not math.isfinite(one):
+        if kind is float and not abs(one) <= sys.float_info.max:  # a whole number may be larger
             raise ValueError(f"--{field.name} {one}: must be a finite number")
+        if kind is int and abs(one) > LARGEST:
+            raise ValueError(f"--{field.name} {one}: must be at most {LARGEST}")
         if within and not _lies(one, within):
             raise ValueError(f"--{field.name} {one}: must be {in_words(within)}")
 
@@ -131,7 +138,9 @@ def in_words(within: str) -> str:
 def _is_of(kind: type, value: object) -> bool:
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, kind | str if kind is Path else kind)
+    if kind is Path:
+        return isinstance(value, Path | str) and value != ""  # which pathlib takes for the current folder
+    return isinstance(value, kind)
 
 
 def _article(kind: type) -> str:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from utils import command_line
 from utils.command_line import Answers, Sections
-from utils.declare import Declared, flags_of, options_of, sections_of
+from utils.declare import Declared, check, flags_of, options_of, sections_of
 from utils.options import EvaluateOptions, Options
 
 RUN = {field.name: field for field in options_of(Options)}
@@ -65,7 +65,9 @@ def parse(argv: list[str], methods: Methods, description: str = "", answers: Ans
     recipe = command_line.read_yaml(deciding["config"]) if "config" in deciding else {}
     names = _by_flag(RUN.values())
     deciding = {names.get(f"--{key}", key): value for key, value in recipe.items()} | deciding
-    scope = Scope(methods, deciding.get("conv_type", RUN["conv_type"].default), evaluating="evaluate" in deciding)
+    method = deciding.get("conv_type", RUN["conv_type"].default)
+    check(RUN["conv_type"], method)  # a file may give anything
+    scope = Scope(methods, method, evaluating="evaluate" in deciding)
 
     in_help = "conv_type" in deciding or not command_line.asks_for_help(argv)
     parser = command_line.create_parser(scope.sections(with_method=in_help), description, EPILOG, answers)

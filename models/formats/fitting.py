@@ -109,7 +109,7 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
     - `num_batches_tracked` may be missing.
     - `<layer>.mask` is multiplied into the layer's weight.
 
-    Weights that are integers or not finite do not fit.
+    Weights that are integers or not finite do not fit, nor do masks of other numbers than 0 and 1.
     """
     state = network.state_dict()
     masks = {n.removesuffix(".mask"): t for n, t in tensors.items() if n.endswith(".mask") and n not in state}
@@ -119,19 +119,18 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
 
     def fitted(name: str, tensor: Tensor, ours: Tensor) -> Tensor:
         shape = ours.shape
+        axes = {tensor.ndim, len(shape)} == {2, 4}  # a linear layer and a 1x1 convolution
+        if tensor.shape != shape and not (axes and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel()):
+            misfits.append(f"{name} is {tuple(tensor.shape)} in the file, {tuple(shape)} in the network")
+            return tensor
         if ours.is_floating_point() and not name.endswith(".mask"):
             if not tensor.is_floating_point():
                 misfits.append(f"{name} holds {str(tensor.dtype).removeprefix('torch.')} in place of weights")
-            elif wrong := int((~tensor.to(ours.dtype).isfinite()).sum()):
+            elif wrong := int((~(values := tensor.to(ours.dtype)).isfinite()).sum()):
                 misfits.append(f"{name} has {wrong} numbers that are not finite")
-            elif name.endswith("running_var") and (tensor < 0).any():
+            elif name.endswith("running_var") and (values < 0).any():
                 misfits.append(f"{name} has variances below zero")
-        if tensor.shape == shape:
-            return tensor
-        if {tensor.ndim, len(shape)} == {2, 4} and tensor.shape[:2] == shape[:2] and tensor.numel() == shape.numel():
-            return tensor.reshape(shape)  # a linear layer and a 1x1 convolution
-        misfits.append(f"{name} is {tuple(tensor.shape)} in the file, {tuple(shape)} in the network")
-        return tensor
+        return tensor.reshape(shape)
 
     for name, ours in state.items():
         layer, _, kind = name.rpartition(".")
@@ -149,6 +148,8 @@ def fit(tensors: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tenso
             misfits.append(f"unexpected {layer}.mask")
             continue
         masks[layer] = fitted(f"{layer}.mask", mask, network.get_parameter(weight))
+        if not misfits and not ((mask == 0) | (mask == 1)).all():
+            misfits.append(f"{layer}.mask holds other numbers than 0 and 1")
         if not misfits:
             state[weight] = state[weight] * masks[layer].to(state[weight].dtype)
     return state, masks, misfits
