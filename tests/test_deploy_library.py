@@ -331,11 +331,12 @@ def test_the_caller_stays_on_its_processors(tmp_path, two):
     made.save(tmp_path / "out")
     np.save(tmp_path / "image.npy", images[0])
     program = """
-import os, sys, threading, numpy as np
+import os, sys, threading
+one = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, one)  # before NumPy starts threads of its own
+import numpy as np
 sys.modules["torch"] = None  # which TVM would only load
 import deploy
-one = {min(os.sched_getaffinity(0))}
-os.sched_setaffinity(0, one)
 with deploy.load(sys.argv[1]) as library:
     for _ in range(2):
         logits = library.run(np.load(sys.argv[2]))

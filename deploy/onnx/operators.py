@@ -1,5 +1,6 @@
 """What every ONNX operator becomes, as opsets from reader.OPSET on define it: one function each, in READERS."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -26,6 +27,8 @@ def _sliding(reader, node, kernel) -> dict:
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     if mode not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise ValueError(f"{title(node)} has auto_pad {mode!r}: NOTSET, VALID, SAME_UPPER or SAME_LOWER")
+    if mode != "NOTSET" and any(pads):
+        raise ValueError(f"{title(node)} has both auto_pad {mode} and pads: ONNX allows one of them")
     if mode.startswith("SAME"):
         total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, stride, reach, strict=True)]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
@@ -155,7 +158,10 @@ def _activation(make: Callable) -> Callable:
 
 def _clip(reader, node, a: dict) -> Activation:
     low, high = reader.constant(node, 1), reader.constant(node, 2)
-    return ("clip", *(None if v is None else float(np.asarray(v).reshape(())) for v in (low, high)))
+    low, high = (None if v is None else float(np.asarray(v).reshape(())) for v in (low, high))
+    if any(limit is not None and math.isnan(limit) for limit in (low, high)):
+        raise ValueError(f"{title(node)} has a limit that is not a number")
+    return "clip", low, high
 
 
 def _mean(reader, node) -> None:

@@ -130,13 +130,16 @@ class _Reader:
 
 def _modern(model, path):
     """The model without functions of its own, and with operators as opset OPSET or a later one defines them."""
-    from onnx import inliner, version_converter
+    from onnx import defs, inliner, version_converter
 
     model = inliner.inline_local_functions(model)
     for sparse in model.graph.sparse_initializer:
         model.graph.initializer.append(_dense(sparse, path))
     del model.graph.sparse_initializer[:]
     version = next((entry.version for entry in model.opset_import if entry.domain == ""), OPSET)
+    newest = defs.onnx_opset_version()
+    if version > newest:
+        raise ValueError(f"--onnx_path {path} has opset {version}: the installed onnx knows opsets up to {newest}")
     if version >= OPSET:
         return model
     try:

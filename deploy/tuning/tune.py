@@ -6,6 +6,7 @@ tuning goes on where it was, and with a complete file nothing is measured, so it
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def _read(path: Path) -> dict:
     try:
         state = json.loads(path.read_text())
         numbers = [state["threads"], state["gigahertz"], *state["times_ms"].values()]
-        if not all(isinstance(number, int | float) for number in numbers) or {"target", "cpu"} - state.keys():
+        if not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers) or {"target", "cpu"} - state.keys():
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is no file of measured kernels, which --tune writes") from None
