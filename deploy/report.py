@@ -39,14 +39,13 @@ def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
     for key, (rival, _) in RIVALS.items():
         if rival in latency:
             speedup[key] = round(latency[rival]["median"] / latency["tvm_sparse"]["median"], 3)
-    layers = info.pop("layers")
     return {
-        **info,
+        **{key: value for key, value in info.items() if key != "layers"},  # they are long, and come behind the figures
         "tolerance": tolerance,
         **found,
         "runs": runs if latency else 0,
         "speedup": speedup,
-        "layers": layers,
+        "layers": info["layers"],
         "versions": {"python": platform.python_version(), **machine.versions(PACKAGES)},
         "machine": {"cpu": machine.cpu_name(), "cores": machine.cores(), "system": platform.platform()},
         "command": sys.argv,

@@ -23,7 +23,6 @@ LATE = {
     "tvm",
     "onnx",
     "onnxruntime",
-    "torch_pruning",
     "openvino",
     "h5py",
 }  # imported where needed, when needed
