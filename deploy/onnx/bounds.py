@@ -31,7 +31,7 @@ def inferred(node, opsets: dict[str, int], shapes: dict, constants: dict) -> dic
 
     try:
         schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-    except Exception:
+    except defs.SchemaError:
         raise ValueError(f"{title(node)} is no operator of opset {opsets.get(node.domain)}") from None
     types, data = {}, {}
     for name in filter(None, node.input):
