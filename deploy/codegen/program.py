@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
+from ml_dtypes import bfloat16
 from tvm import relax
 
 from ..kernels.family import Expansion, Kernel, Schedule
+from ..kernels.instructions import STORED
 from ..kernels.reorder import Reorder
 from ..onnx.blocks import Pattern
 from ..onnx.geometry import Layout, nchw
@@ -43,14 +45,17 @@ class Program:
             return self.made[tensor]
         _, channels, rows, columns = nchw(self.graph.shapes[tensor])
         if tensor in self.plan.nchwc and rows * columns > 1:
-            return Layout(channels, rows, columns, self.machine.lanes, self.plan.halos.get(tensor, 0))
+            block, halo = self.machine.block(channels), self.plan.halos.get(tensor, 0)
+            return Layout(channels, rows, columns, block, halo, self.machine.dtype)
         return Layout(channels, rows, columns)
 
-    def fetch(self, tensor: str, block: int = 1, halo: int = 0) -> tuple[relax.Expr, Layout]:
+    def fetch(self, tensor: str, nchwc: bool = False, halo: int = 0) -> tuple[relax.Expr, Layout]:
         have = self.made[tensor]
+        block = self.machine.block(have.channels) if nchwc else 1
         if have.block == block and (have.halo == halo or (block > 1 and have.halo > halo)):
             return self.values[tensor, have], have
-        want = Layout(have.channels, have.rows, have.columns, block, halo)
+        dtype = self.machine.dtype if block > 1 else "float32"
+        want = Layout(have.channels, have.rows, have.columns, block, halo, dtype)
         if (tensor, want) not in self.values:
             batch = self.graph.shapes[tensor][0]
             reorder = Reorder(batch, have, want)
@@ -64,7 +69,7 @@ class Program:
         function = self.functions[kernel]
         self.layers += [self._row(node, function.name_hint) for node in layers]
         arguments = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        kind = relax.TensorType((int(length),), kernel.types.output)
+        kind = relax.TensorType((int(length),), STORED.get(kernel.made, kernel.made))
         return self.builder.emit(relax.call_tir(function, arguments, out_ty=kind))
 
     def _row(self, node: Conv, function: str) -> dict:
@@ -101,7 +106,10 @@ class Program:
 
         def array(kind, value=None):
             shape = [int(size) for size in kind.shape]
-            return value.numpy() if value else random.standard_normal(shape).astype(str(kind.dtype))
+            if value:
+                return value.numpy()
+            numbers, dtype = random.standard_normal(shape), str(kind.dtype)
+            return numbers.astype(bfloat16).view(dtype) if dtype == "uint16" else numbers.astype(dtype)
 
         for binding in (binding for block in self.module["main"].body.blocks for binding in block.bindings):
             call = binding.value

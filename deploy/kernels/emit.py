@@ -4,22 +4,34 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout
 from ..targets import Machine
+from .instructions import STORED, dot, instructions, narrow, widen
 from .tiles import pieces
 
 
-def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable):
-    """A TVM function over flat buffers (name, length, dtype); `body` receives them and emits the loops."""
+def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable, machine: Machine | None = None):
+    """A TVM function over flat buffers (name, length, dtype); `body` receives them and emits the loops.
+
+    machine: needed where a buffer is narrow, since then `body` may emit instructions.
+    """
+    narrow = any(dtype in STORED for _, _, dtype in buffers)
     with IRBuilder() as builder, T.prim_func():
         T.func_attr({"tirx.noalias": True})
-        body(*(T.arg(name, T.buffer((length,), dtype)) for name, length, dtype in buffers))
+        arguments = [T.arg(name, T.buffer((length,), STORED.get(dtype, dtype))) for name, length, dtype in buffers]
+        with T.attr(T.int32(0), "pragma_import_llvm", instructions(machine)) if narrow else nullcontext():
+            body(*arguments)
     return builder.get()
+
+
+def scratch(layout: Layout):
+    """A buffer for one image in this layout."""
+    return T.alloc_buffer((layout.size,), STORED.get(layout.dtype, layout.dtype))
 
 
 def tasks(machine: Machine, count: int, cycles: float):
@@ -28,12 +40,32 @@ def tasks(machine: Machine, count: int, cycles: float):
     return (T.parallel if gains else T.serial)(count)
 
 
+def by_image(number, runs: int, batch: int):
+    """(image, run) of a task's number."""
+    return (T.bind(number // runs), T.bind(number % runs)) if batch > 1 else (0, number)
+
+
 def load(buffer, at, lanes: int):
-    return buffer[at] if lanes == 1 else buffer[T.ramp(at, 1, lanes)]
+    """`lanes` values of a buffer; of a narrow one, as float32."""
+    value = buffer[at] if lanes == 1 else buffer[T.ramp(at, 1, lanes)]
+    return widen(value, lanes) if buffer.dtype in STORED.values() else value
 
 
 def store(buffer, at, value, lanes: int) -> None:
+    """Write `lanes` values; into a narrow buffer, rounded to nearest even."""
+    value = narrow(value, lanes) if buffer.dtype in STORED.values() else value
     T.buffer_store(buffer, value, [at if lanes == 1 else T.ramp(at, 1, lanes)])
+
+
+def multiply_add(total, x, at, weight, place, lanes: int):
+    """total + x * weight for the `lanes` weights from weight[place] on, where x[at] is one channel of a pixel.
+
+    With weights of int32, which are pairs of narrow ones, x[at] and its neighbour are multiplied and summed up.
+    """
+    if weight.dtype == "int32":
+        pair = T.broadcast(T.reinterpret("int32", x[T.ramp(at, 1, 2)]), lanes)
+        return dot(total, weight[T.ramp(place, 1, lanes)], pair, lanes)
+    return total + splat(load(x, at, 1), lanes) * load(weight, place, lanes)
 
 
 def prefetch(buffer, at) -> None:
@@ -42,21 +74,21 @@ def prefetch(buffer, at) -> None:
 
 
 class Sums:
-    """Vectors that stay in registers, by their number.
+    """Vectors that stay in registers, by their number. Sums are float32; a gather holds channels as they are stored.
 
     Each is a buffer of its own. TVM puts small buffers on the stack, from where LLVM promotes them; for large ones, and
     for all of scope "local", it calls its allocator whenever control comes by.
     """
 
-    def __init__(self, count: int, lanes: int):
-        self.buffers = [T.alloc_buffer((lanes,), "float32") for _ in range(count)]
-        self.lanes = lanes
+    def __init__(self, count: int, lanes: int, dtype: str = "float32"):
+        self.buffers = [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
+        self.place = 0 if lanes == 1 else T.ramp(0, 1, lanes)
 
     def __getitem__(self, index: int):
-        return load(self.buffers[index], 0, self.lanes)
+        return self.buffers[index][self.place]
 
     def __setitem__(self, index: int, value) -> None:
-        store(self.buffers[index], 0, value, self.lanes)
+        T.buffer_store(self.buffers[index], value, [self.place])
 
 
 def splat(value, lanes: int):
@@ -142,17 +174,20 @@ def by_shape(number, tiles: Sequence, code: Callable) -> None:
     rest(tiles, 0)
 
 
-def clear_halo(layout: Layout, y, at, condition) -> None:
-    """Zeros around the block at y[at], so that windows need no test; written by the task that fulfils `condition`."""
+def clear_halo(layout: Layout, y, at, condition, lanes: int) -> None:
+    """Zeros around the run of `lanes` channels at y[at], so that windows need no test.
+
+    They are written by the task that fulfils `condition`.
+    """
     if not layout.halo:
         return
-    block, zero = layout.block, splat(0.0, layout.block)
+    block, zero = layout.block, splat(0.0, lanes)
     wide = layout.halo * layout.row_stride // block
     with when(condition):
         for begin in (0, (layout.rows + layout.halo) * layout.row_stride):
             with T.serial(wide) as i:
-                store(y, at + begin + i * block, zero, block)
+                store(y, at + begin + i * block, zero, lanes)
         with T.serial(layout.rows) as row:
             for i in range(layout.halo):
-                store(y, at + layout.at(0, i - layout.halo) + row * layout.row_stride, zero, block)
-                store(y, at + layout.at(0, layout.columns + i) + row * layout.row_stride, zero, block)
+                store(y, at + layout.at(0, i - layout.halo) + row * layout.row_stride, zero, lanes)
+                store(y, at + layout.at(0, layout.columns + i) + row * layout.row_stride, zero, lanes)

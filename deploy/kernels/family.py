@@ -22,16 +22,6 @@ from ..targets import Machine
 
 
 @dataclass(frozen=True)
-class Types:
-    """The types of a family's numbers."""
-
-    input: str = "float32"
-    weight: str = "float32"
-    accumulator: str = "float32"
-    output: str = "float32"
-
-
-@dataclass(frozen=True)
 class Schedule:
     """How a node is computed: by which family of kernels, with which parameters."""
 
@@ -40,7 +30,8 @@ class Schedule:
     group: int = 0  # output channels computed together
     tile: int = 0  # the most that a tile holds: vectors of pixels in NCHW, pixels in NCHWc
     unroll: int = 1  # columns of the weight matrix a step, each with sums of its own
-    density: float = 1.0  # kept blocks / all blocks
+    density: float = 1.0  # kept columns / all columns
+    gather: bool = False  # of pairs of channels, of which it is kept one, the kept ones are put side by side
     cycles: float = 0.0  # of an image on one thread, counted by the family's rule
 
     @property
@@ -64,6 +55,11 @@ class Workload:
     def weight_shape(self) -> tuple[int, int]:
         """(rows, columns) of a convolution's weights as a matrix."""
         return matrix(self.node.weight).shape
+
+    def columns(self, dot: int) -> int:
+        """Columns of that matrix, if `dot` neighbouring channels make one."""
+        channels, *taps = self.node.weight.shape[1:]
+        return -(-channels // dot) * taps[0] * taps[1]
 
     @property
     def pixels(self) -> int:
@@ -101,8 +97,8 @@ class Caller(Protocol):
     def layout(self, tensor: str) -> Layout:
         """How `tensor` is made, or is to be made."""
 
-    def fetch(self, tensor: str, block: int = 1, halo: int = 0) -> tuple[relax.Expr, Layout]:
-        """A made tensor in blocks of `block` channels with a halo of at least `halo`, reordered where needed."""
+    def fetch(self, tensor: str, nchwc: bool = False, halo: int = 0) -> tuple[relax.Expr, Layout]:
+        """A made tensor in NCHW or NCHWc with a halo of at least `halo`, reordered where needed."""
 
     def lower(self, node: Node) -> None:
         """Add the calls that compute `node`."""
@@ -116,7 +112,11 @@ class Kernel(ABC):
     derived from this class directly."""
 
     name: ClassVar[str]  # of its functions, in the file of --tune and in deploy.json
-    types: ClassVar[Types] = Types()
+
+    @property
+    def made(self) -> str:
+        """The type of what it makes: that of its output's layout, if it has one."""
+        return self.y.dtype if isinstance(getattr(self, "y", None), Layout) else "float32"
 
     @abstractmethod
     def emit(self, machine: Machine) -> tvm.tirx.PrimFunc:
@@ -167,6 +167,11 @@ class ConvFamily(Family):
     node = Conv
 
     @classmethod
+    def dot(cls, machine: Machine) -> int:
+        """How many neighbouring channels are a column of its weights."""
+        return 1
+
+    @classmethod
     @abstractmethod
     def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
         """How many rows to compute together where all share their columns."""
@@ -182,7 +187,7 @@ class ConvFamily(Family):
         if pattern is not None and pattern.density < 1.0:
             block = pattern.block
             divisors = [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)]
-            kinds.append((True, divisors, pattern.density))
+            kinds.append((True, divisors, pattern.density_of(work.node.weight.shape[1], cls.dot(machine))))
         for sparse, groups, density in kinds:
             for group, tile, unroll in cls.tilings(work, machine, groups):
                 schedule = Schedule(cls, sparse, group, tile, unroll, density)

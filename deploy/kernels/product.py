@@ -5,7 +5,7 @@ A weight (O, C, kh, kw) is a matrix of O rows and C * kh * kw columns. For the r
     y[row, pixel] = epilogue(bias[row] + sum over the group's columns k of weight[k, row] * x[offset[k] + pixel])
 
 What a column is (a channel, or a tap of a channel) and where it lies is wholly in `offset`, so a pointwise, a 3x3 and a
-strided convolution are the same code. A dense layer is one whose groups all keep every column: then one list of offsets
+strided convolution are the same code. Where the processor multiplies narrow numbers in pairs, a column is two channels. A dense layer is one whose groups all keep every column: then one list of offsets
 serves every group.
 """
 
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from ml_dtypes import bfloat16
 from tvm.script.ir_builder import tirx as T
 
-from ..onnx.blocks import Pattern, matrix
+from ..onnx.blocks import Pattern, tuples
 from ..onnx.graph import Conv
 from ..targets import Machine
 from .emit import prefetch
@@ -31,6 +32,8 @@ class Product:
     columns: int  # kept columns a group if dense, of all groups together if sparse; a multiple of `unroll`
     sparse: bool
     unroll: int  # columns a step, each with its own sums: hides the latency of few sums
+    dtype: str = "float32"  # of the weights; int32 are pairs of narrow ones
+    places: int = 1  # where the pixels of a group's columns are: in the map, or in the map and in a scratch
 
     @property
     def groups(self) -> int:
@@ -40,14 +43,14 @@ class Product:
         """Names, lengths and types of the arrays that `pack` makes."""
         steps = self.columns * (1 if self.sparse else self.groups)
         return [
-            (f"{prefix}weight", max(1, steps) * self.group, "float32"),
+            (f"{prefix}weight", max(1, steps) * self.group, self.dtype),
             (f"{prefix}offset", max(1, self.columns), "int32"),
-            (f"{prefix}pointer", self.groups + 1, "int32"),
+            (f"{prefix}pointer", self.groups * self.places + 1, "int32"),
             (f"{prefix}bias", self.groups * self.group, "float32"),
         ]
 
-    def over_columns(self, machine: Machine, group, pointer, weight, body: Callable) -> None:
-        """Emit `body(weight index, offset index, u)` for every kept column of the group; u counts within a step.
+    def over_columns(self, machine: Machine, group, place: int, pointer, weight, body: Callable) -> None:
+        """Emit `body(weight index, offset index, u)` for every column of the group there; u counts within a step.
 
         Weights come from memory, once an image, and a processor forgets at every page what it was reading, so they are
         fetched a page ahead.
@@ -63,37 +66,73 @@ class Product:
                     body(first + place + u, place + u, u)
 
         if self.sparse:
-            steps((pointer[group], pointer[group + 1]), 0)
+            number = group * self.places + place
+            steps((pointer[number], pointer[number + 1]), 0)
         else:
             steps((self.columns // self.unroll,), group * self.columns)
 
 
-def pack(node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray) -> tuple[Product, list[np.ndarray]]:
+@dataclass(frozen=True)
+class Columns:
+    """Columns of one group whose pixels are in one place."""
+
+    channels: np.ndarray  # (columns, dot); one more than there are stands for a weight of zero
+    taps: np.ndarray  # (columns,)
+    offsets: np.ndarray  # (columns,) where the pixels lie
+
+
+def kept_rows(node: Conv, pattern: Pattern, schedule: Schedule) -> np.ndarray:
+    """(groups, channels * taps) bool: which columns each group of a schedule keeps."""
+    groups = -(-len(node.weight) // schedule.group)
+    if not schedule.sparse:
+        return np.ones((groups, node.weight[0].size), bool)
+    return np.repeat(pattern.keep, pattern.block // schedule.group, axis=0)[:groups]
+
+
+def columns_of(node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray, dot: int = 1) -> list[Columns]:
+    """The columns of every group, read where they lie; of a dense one, which groups share, of the first.
+
+    offsets: (columns,) where each column's pixels lie; of `dot` channels side by side, those of the first.
+    """
+    channels, taps, found = node.weight.shape[1], node.weight[0, 0].size, []
+    for keep in kept_rows(node, pattern, schedule)[: None if schedule.sparse else 1]:
+        columns = np.flatnonzero(tuples(keep[None], channels, dot)[0].any(-1))
+        columns = columns[np.argsort(offsets[columns], kind="stable")]  # sorted reads are twice as fast as scattered
+        some = (columns // taps * dot)[:, None] + np.arange(dot)
+        found.append(Columns(np.minimum(some, channels), columns % taps, offsets[columns]))
+    return found
+
+
+def pack(
+    node: Conv, schedule: Schedule, columns: list[Columns], dtype: str = "float32", places: int = 1
+) -> tuple[Product, list[np.ndarray]]:
     """The weights of `node` in groups of rows: weight (columns, group), offset of a column, pointer of a group, bias.
 
-    offsets: (columns,) where each column's pixels lie. Every group gets whole steps of `unroll` columns, and the last
-    one whole `group` rows: what is missing is filled with zero weights. A group's columns are those from step
-    pointer[group] to pointer[group + 1].
+    columns: of each group, or of all of them together if dense; `places` entries a group. dtype: of the weights; pairs
+    of bfloat16, if columns are of two channels, are put into an int32. Every entry gets whole steps of `unroll`
+    columns, and the last group whole `group` rows: what is missing is filled with zero weights. The columns of an entry
+    are those from step pointer[entry] to pointer[entry + 1].
     """
-    group, unroll = schedule.group, schedule.unroll
-    dense = matrix(node.weight).astype(np.float32)
-    groups = -(-len(dense) // group)
-    dense = np.pad(dense, ((0, groups * group - len(dense)), (0, 0))).reshape(groups, group, -1)
-    bias = np.pad(node.bias.astype(np.float32), (0, groups * group - len(node.bias)))
-    keep = np.ones((groups, dense.shape[2]), bool)
-    if schedule.sparse:
-        keep = np.repeat(pattern.keep, pattern.block // group, axis=0)[:groups]
-    weights, places, counts = [], [], []
-    for g, columns in enumerate(map(np.flatnonzero, keep)):
-        columns = columns[np.argsort(offsets[columns], kind="stable")]  # sorted reads are twice as fast as scattered
-        extra = -len(columns) % unroll
-        weights.append(np.pad(dense[g][:, columns].T, ((0, extra), (0, 0))))
-        places.append(np.pad(offsets[columns], (0, extra)))
-        counts.append(len(places[-1]) // unroll)
+    rows, channels, *_ = node.weight.shape
+    group, unroll, dot = schedule.group, schedule.unroll, columns[0].channels.shape[1]
+    groups = -(-rows // group)
+    values = node.weight.astype(np.float32).reshape(rows, channels, -1)
+    values = np.pad(values, ((0, groups * group - rows), (0, 1), (0, 0))).reshape(groups, group, channels + 1, -1)
+    bias = np.pad(node.bias.astype(np.float32), (0, groups * group - rows))
+    weights, offsets, counts = [], [], []
+    for entry, some in enumerate(columns if schedule.sparse else columns * groups):
+        extra = -len(some.taps) % unroll
+        taken = values[entry // places][:, some.channels, some.taps[:, None]].swapaxes(0, 1)  # (columns, group, dot)
+        weights.append(np.pad(taken, ((0, extra), (0, 0), (0, 0))))
+        offsets.append(np.pad(some.offsets, (0, extra)))
+        counts.append(len(offsets[-1]) // unroll)
     weight = np.ascontiguousarray(np.concatenate(weights).reshape(-1), np.float32)
-    offset = np.concatenate(places) if schedule.sparse else places[0]
+    if dtype == "bfloat16":
+        weight = weight.astype(bfloat16).view(np.int32 if dot == 2 else np.uint16)
+    offset = np.concatenate(offsets) if schedule.sparse else offsets[0]
     if not len(offset):  # a layer without any weight still needs a buffer
-        weight, offset = np.zeros(group, np.float32), np.zeros(1)
+        weight, offset = np.zeros(group, weight.dtype), np.zeros(1)
     pointer = np.concatenate([[0], np.cumsum(counts)])
-    product = Product(len(node.weight), group, len(offset), schedule.sparse, unroll)
+    kind = "int32" if dot == 2 else dtype
+    product = Product(rows, group, len(offset), schedule.sparse, unroll, kind, places)
     return product, [weight, offset.astype(np.int32), pointer.astype(np.int32), bias]

@@ -26,9 +26,23 @@ class Pattern:
         """Kept blocks / all blocks."""
         return float(self.keep.mean())
 
+    def density_of(self, channels: int, count: int) -> float:
+        """The same, where a column is `count` neighbouring channels and is kept if one of them is."""
+        return float(tuples(self.keep, channels, count).any(-1).mean())
+
 
 def matrix(weight: np.ndarray) -> np.ndarray:
     return weight.reshape(len(weight), -1)
+
+
+def tuples(columns: np.ndarray, channels: int, count: int) -> np.ndarray:
+    """(rows, channels * taps) as (rows, tuples * taps, count): `count` neighbouring channels side by side.
+
+    What the last tuple lacks is zero.
+    """
+    rows = len(columns)
+    columns = np.pad(columns.reshape(rows, channels, -1), ((0, 0), (0, -channels % count), (0, 0)))
+    return columns.reshape(rows, -1, count, columns.shape[2]).swapaxes(2, 3).reshape(rows, -1, count)
 
 
 def keep_blocks(weight: np.ndarray, block: int) -> np.ndarray:

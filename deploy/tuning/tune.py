@@ -66,7 +66,7 @@ def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern 
         fields = ("stride", "pad", "dilation", "activation")
         facts |= {"weight": node.weight.shape, **{name: getattr(node, name) for name in fields}}
         facts |= {"added": len(node.inputs) > 1}
-        facts |= {name: getattr(schedule, name) for name in ("group", "tile", "unroll")}
+        facts |= {name: getattr(schedule, name) for name in ("group", "tile", "unroll", "gather")}
         if schedule.sparse:
             facts["sparse"] = {"block": pattern.block, "density": round(pattern.density, 3)}
     return json.dumps(facts)
