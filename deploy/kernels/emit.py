@@ -117,19 +117,26 @@ def pick(value, chosen: Sequence[int], lanes: int):
     return T.Shuffle([value] * -(-len(chosen) // lanes), chosen)  # a shuffle may not be wider than what it is given
 
 
-def transpose(vectors: list, lanes: int) -> list:
-    """`lanes` vectors of len(vectors) lanes, out of len(vectors) vectors of `lanes` lanes; both are powers of two.
+def in_turns(vectors: list, lanes: int) -> list:
+    """The vectors' first lanes, then their second ones and so on, in as many vectors; both are powers of two.
 
     Interleaving the first half of the vectors with the second rotates the bits of (vector, lane) by one.
     """
     count = len(vectors)
-    if lanes == 1:
-        return [T.Shuffle(vectors, list(range(count)))] if count > 1 else vectors
     vectors = [T.bind(v) for v in vectors]
     order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
     for _ in range(count.bit_length() - 1):
         pairs = zip(vectors[: count // 2], vectors[count // 2 :], strict=True)
         vectors = [T.bind(T.Shuffle([a, b], half)) for a, b in pairs for half in (order[:lanes], order[lanes:])]
+    return vectors
+
+
+def transpose(vectors: list, lanes: int) -> list:
+    """`lanes` vectors of len(vectors) lanes, out of len(vectors) vectors of `lanes` lanes; both are powers of two."""
+    count = len(vectors)
+    if lanes == 1:
+        return [T.Shuffle(vectors, list(range(count)))] if count > 1 else vectors
+    vectors = in_turns(vectors, lanes)
     if count <= lanes:
         return [pick(v, range(at, at + count), lanes) for v in vectors for at in range(0, lanes, count)]
     each = count // lanes

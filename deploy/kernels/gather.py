@@ -14,8 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.blocks import Pattern, tuples
 from ..onnx.geometry import Layout, Taps
 from ..onnx.graph import Conv
-from .emit import transpose
+from .emit import pick
 from .family import Schedule
+from .instructions import interleave
 from .product import Columns, kept_rows
 from .tiles import Strip
 
@@ -31,11 +32,11 @@ class Gather:
     most: int  # pairs of a group
     blocks: int  # of the map
     block: int  # channels of one
-    width: int  # pixels from a row of the window to the next; 0: only the pixels of a tile are wanted, one by one
-    pixels: int  # of the largest window, a multiple of PIXELS
+    width: int  # pixels from a row of a window to the next; 0: only the pixels of a tile are wanted
+    pixels: int  # of the largest window, and what its last run may exceed it by
 
     def buffers(self, prefix: str = "") -> list[tuple[str, int, str]]:
-        return [(f"{prefix}pairs", self.groups + 1, "int32"), (f"{prefix}channels", 2 * max(1, self.pairs), "int32")]
+        return [(f"{prefix}pairs", self.groups + 1, "int32"), (f"{prefix}channels", 2 * self.pairs, "int32")]
 
     def planes(self):
         """A scratch for a tile, (channels, pixels)."""
@@ -43,39 +44,65 @@ class Gather:
 
     def paired(self):
         """A scratch for the pairs of a group, (pairs, pixels, 2)."""
-        return T.alloc_buffer((max(1, self.most) * self.pixels * 2,), "uint16")
+        return T.alloc_buffer((self.most * self.pixels * 2,), "uint16")
 
-    def window(self, strip: Strip, taps: Taps, x: Layout) -> tuple[list[int], list[int]]:
-        """What a tile needs, counted from its first pixel: where the map has it; where each sum reads in the scratch."""
-        down, right = taps.stride
-        if not self.width:
-            there = [y * down * x.row_stride + c * right * x.block for y, c in strip.pixels]
-            return there, [2 * i for i in range(len(there))]
-        rows, first, columns = _box(strip, taps)
-        inside = [min(c, columns - 1) for c in range(self.width)]
-        there = [y * x.row_stride + (first + c) * x.block for y in range(rows) for c in inside]
-        return there, [2 * (y * down * self.width + c * right - first) for y, c in strip.pixels]
-
-    def transpose(self, window: list[int], x, read, stride: int, planes) -> None:
+    def transpose(self, window: "Window", x, read, stride: int, planes) -> None:
         """Fill `planes` with the window that begins at x[read]; blocks of channels lie `stride` apart."""
-        with T.serial(self.blocks) as number:
-            begin, to = T.bind(read + number * stride), T.bind(number * (self.block * self.pixels))
-            for first in range(0, len(window), PIXELS):
-                some = window[first : first + PIXELS]
-                some = [T.bind(x[T.ramp(begin + at, 1, self.block)]) for at in some + some[-1:] * (PIXELS - len(some))]
-                for channel, pixels in enumerate(transpose(some, self.block)):
+        with T.serial(self.blocks) as number, T.serial(window.rows) as row:
+            begin = T.bind(read + number * stride + row * window.step)
+            to = T.bind(number * (self.block * self.pixels) + row * len(window.columns))
+            for first in window.chunks:
+                some = [window.columns[min(first + i, len(window.columns) - 1)] for i in range(PIXELS)]
+                some = [T.bind(x[T.ramp(begin + at, 1, self.block)]) for at in some]
+                half = len(some) // 2
+                for _ in range(half.bit_length()):
+                    pairs = zip(some[:half], some[half:], strict=True)
+                    some = [T.bind(turned) for a, b in pairs for turned in interleave(a, b)]
+                for channel in range(self.block):
+                    pixels = pick(
+                        some[channel // 2], range(channel % 2 * PIXELS, (channel % 2 + 1) * PIXELS), self.block
+                    )
                     T.buffer_store(planes, pixels, [T.ramp(to + channel * self.pixels + first, 1, PIXELS)])
 
-    def interleave(self, window: list[int], planes, constants, group, paired) -> None:
+    def interleave(self, window: "Window", planes, constants, group, paired) -> None:
         """Fill `paired` with the single channels of a group, two by two."""
         pointer, channels = constants
         order = [i // 2 + i % 2 * PIXELS for i in range(2 * PIXELS)]
         with T.serial(pointer[group + 1] - pointer[group]) as number:
             pair = T.bind(pointer[group] + number)
-            for first in range(0, len(window), PIXELS):
-                both = [planes[T.ramp(channels[2 * pair + i] + first, 1, PIXELS)] for i in range(2)]
-                to = (number * self.pixels + first) * 2
-                T.buffer_store(paired, T.Shuffle(both, order), [T.ramp(to, 1, 2 * PIXELS)])
+            one, other = (T.bind(channels[2 * pair + i]) for i in range(2))
+            to = T.bind(number * (2 * self.pixels))
+            for at in range(0, window.rows * len(window.columns), PIXELS):
+                both = [planes[T.ramp(channel + at, 1, PIXELS)] for channel in (one, other)]
+                T.buffer_store(paired, T.Shuffle(both, order), [T.ramp(to + 2 * at, 1, 2 * PIXELS)])
+
+
+@dataclass(frozen=True)
+class Window:
+    """The pixels that a tile needs, counted from its first one. They lie side by side in the scratches."""
+
+    rows: int
+    step: int  # values from a row of the map to the next
+    columns: tuple[int, ...]  # where the pixels of a row lie in the map
+    taken: tuple[int, ...]  # where every sum of the tile reads in the scratch of pairs
+
+    @classmethod
+    def of(cls, strip: Strip, taps: Taps, x: Layout, width: int) -> "Window":
+        """width: pixels from a row of the scratch to the next; 0: only the tile's own pixels are wanted."""
+        down, right = taps.stride
+        if not width:
+            there = tuple(y * down * x.row_stride + c * right * x.block for y, c in strip.pixels)
+            return cls(1, 0, there, tuple(2 * i for i in range(len(there))))
+        rows, first, columns = _box(strip, taps)
+        there = tuple((first + min(c, columns - 1)) * x.block for c in range(width))
+        taken = tuple(2 * (y * down * width + c * right - first) for y, c in strip.pixels)
+        return cls(rows, x.row_stride, there, taken)
+
+    @property
+    def chunks(self) -> list[int]:
+        """First pixels of the runs that cover a row; where they do not divide it, the last one begins earlier."""
+        length = max(len(self.columns), PIXELS)
+        return [min(first, length - PIXELS) for first in range(0, length, PIXELS)]
 
 
 def _box(strip: Strip, taps: Taps) -> tuple[int, int, int]:
@@ -96,12 +123,20 @@ def singles(keep: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
 def window_size(strips: tuple[Strip, ...], taps: Taps) -> tuple[int, int]:
     """(width, pixels) of the largest window of these tiles, as Gather has them."""
     if taps.kernel == (1, 1):
-        width, pixels = 0, max(len(strip.pixels) for strip in strips)
-    else:
-        boxes = [_box(strip, taps) for strip in strips]
-        width = max(columns for _, _, columns in boxes)
-        pixels = max(rows for rows, _, _ in boxes) * width
-    return width, -(-pixels // PIXELS) * PIXELS
+        return 0, _whole(max(len(strip.pixels) for strip in strips))
+    boxes = [_box(strip, taps) for strip in strips]
+    width = max(columns for _, _, columns in boxes)
+    return width, _whole(max(rows for rows, _, _ in boxes) * width + max(0, PIXELS - width))
+
+
+def _whole(pixels: int) -> int:
+    return -(-pixels // PIXELS) * PIXELS
+
+
+def rounded(count: int) -> int:
+    """A little more, so that layers of one shape whose masks differ have arrays of one length, and share their code."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 def columns_of(
@@ -130,6 +165,8 @@ def columns_of(
         columns.append(Columns(mine[pair], tap, 2 * pair * pixels + of_tap[tap]))
         pairs.append(there * pixels)
     counts = [len(some) for some in pairs]
-    gather = Gather(len(pairs), sum(counts), max(counts), x.blocks, x.block, width, pixels)
-    arrays = [np.cumsum([0, *counts]), np.concatenate(pairs).reshape(-1) if sum(counts) else np.zeros(2)]
+    total = max(1, rounded(sum(counts)))
+    gather = Gather(len(pairs), total, max(1, rounded(max(counts))), x.blocks, x.block, width, pixels)
+    every = np.concatenate(pairs)
+    arrays = [np.cumsum([0, *counts]), np.pad(every, ((0, total - len(every)), (0, 0))).reshape(-1)]
     return gather, columns, [a.astype(np.int32) for a in arrays]

@@ -28,13 +28,24 @@ define linkonce_odr <16 x float> @dot_bfloat16_16(<16 x float> %sum, <16 x i32> 
 }
 """
 }
+_INTERLEAVE = """
+define linkonce_odr <32 x i16> @interleave_{name}(<32 x i16> %a, <32 x i16> %b) alwaysinline {{
+  %r = shufflevector <32 x i16> %a, <32 x i16> %b, <32 x i32> <{order}>
+  ret <32 x i16> %r
+}}
+"""
 _WIDTHS = (2, 4, 8, 16, 32)
 
 
 def instructions(machine: Machine) -> str:
     """What kernels for `machine` may call, in LLVM's language."""
+    order = [i // 2 + i % 2 * 32 for i in range(64)]
+    orders = {"low": order[:32], "high": order[32:]}
+    shuffles = [
+        _INTERLEAVE.format(name=name, order=", ".join(f"i32 {i}" for i in some)) for name, some in orders.items()
+    ]
     dots = [text for feature, text in _DOT.items() if feature in machine.features]
-    return "".join([*(_ROUND.format(n=n) for n in _WIDTHS), *dots])
+    return "".join([*(_ROUND.format(n=n) for n in _WIDTHS), *shuffles, *dots])
 
 
 def _kind(dtype: str, lanes: int) -> str:
@@ -52,6 +63,11 @@ def narrow(value, lanes: int):
     if lanes == 1:  # there is no vector of one lane
         return T.Shuffle([narrow(T.broadcast(value, 2), 2)], [0])
     return T.call_extern(f"uint16x{lanes}", f"round_bfloat16_{lanes}", value)
+
+
+def interleave(a, b) -> tuple:
+    """The lower halves of two vectors of 32 numbers of 16 bits, taken in turns, and the upper ones."""
+    return tuple(T.call_extern("uint16x32", f"interleave_{name}", a, b) for name in ("low", "high"))
 
 
 def dot(total, x, y, lanes: int):

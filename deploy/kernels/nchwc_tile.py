@@ -12,6 +12,7 @@ from ..onnx.geometry import Layout, Taps
 from ..targets import Machine
 from .emit import Sums, by_shape, load, multiply_add, scratch, splat, store, when
 from .epilogue import activate
+from .gather import Window
 from .product import Product
 from .tiles import Strip, deal
 
@@ -34,9 +35,9 @@ def multiply(
         strip = Strip(tuple((0, r) for r in range(len(strip.pixels))), ())
     places = [(x, read, reads(strip, taps, source))]
     if gather:
-        planes, paired, (window, taken) = gather.planes(), gather.paired(), gather.window(strip, taps, source)
+        planes, paired, window = gather.planes(), gather.paired(), Window.of(strip, taps, source, gather.width)
         gather.transpose(window, x, read, source.block_stride, planes)
-        places.append((paired, 0, taken))
+        places.append((paired, 0, window.taken))
 
     def one(group) -> None:
         if gather:

@@ -133,6 +133,9 @@ def pack(
     if not len(offset):  # a layer without any weight still needs a buffer
         weight, offset = np.zeros(group, weight.dtype), np.zeros(1)
     pointer = np.concatenate([[0], np.cumsum(counts)])
+    if places > 1:  # layers of one shape whose masks differ share their code if their arrays have one length
+        extra = -len(offset) % (unroll << max(0, len(offset).bit_length() - 4))
+        offset, weight = np.pad(offset, (0, extra)), np.pad(weight, (0, extra * group))
     kind = "int32" if dot == 2 else dtype
     product = Product(rows, group, len(offset), schedule.sparse, unroll, kind, places)
     return product, [weight, offset.astype(np.int32), pointer.astype(np.int32), bias]

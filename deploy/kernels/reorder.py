@@ -6,7 +6,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout
 from ..targets import Machine
-from .emit import clear_halo, kernel, load, over, splat, store, tasks, transpose
+from .emit import clear_halo, in_turns, kernel, load, over, splat, store, tasks, transpose
 from .family import Kernel
 
 CYCLES = 0.6  # a value, between NCHW and NCHWc: a load, a store and four or five shuffles for a vector
@@ -50,6 +50,10 @@ class Reorder(Kernel):
                     if y.block > 1:
                         read = [load(source, begin + c * x.block_stride + at, width) for c in range(count)]
                         read += [splat(0.0, width)] * (wide - count)
+                        if y.block == wide and width > 1:  # the pixels lie without gaps
+                            for i, value in enumerate(in_turns(read, width)):
+                                store(target, to + at * wide + i * width, value, width)
+                            return
                         for i, value in enumerate(transpose(read, width)):
                             store(target, to + (at + i) * y.block, value, wide)
                     else:
