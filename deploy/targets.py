@@ -51,7 +51,8 @@ DOT_PRODUCTS = {
     "dotprod": ("int8", 4), "i8mm": ("int8", 8), "bf16": ("bfloat16", 2),
 }  # fmt: skip
 
-DTYPES = {"float32": frozenset(), "bfloat16": frozenset({"avx512bf16"})}  # features of which kernels need one
+# Features of which kernels for a type need one.
+DTYPES = {"float32": frozenset(), "bfloat16": frozenset({"avx512bf16"}), "int8": frozenset({"avx512vnni"})}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Machine:
     core: Core = Core()
     known: bool = True  # False: no row fits this computer, so `core` is the usual one until it is measured
     threads: int = 1  # that share the work
-    dtype: str = "float32"  # of maps in NCHWc and of the weights that multiply them: float32 or bfloat16
+    dtype: str = "float32"  # of maps in NCHWc: float32, bfloat16, or int8 (those that a quantised file has rounded)
 
     @property
     def requires(self) -> dict:
@@ -79,32 +80,26 @@ class Machine:
         return {feature: facts for feature, facts in DOT_PRODUCTS.items() if feature in self.features}
 
     @property
-    def dot(self) -> int:
-        """Neighbouring channels that one multiply-add of NCHWc kernels sums up."""
-        return max((DOT_PRODUCTS[feature][1] for feature in DTYPES[self.dtype] & self.features), default=1)
-
-    @property
     def itemsize(self) -> int:
         """Bytes of a value of a map in NCHWc."""
-        return {"float32": 4, "bfloat16": 2}[self.dtype]
+        return {"float32": 4, "bfloat16": 2, "int8": 1}[self.dtype]
 
-    def block(self, channels: int) -> int:
-        """Channels of a block of NCHWc maps; 1 for pictures whose pixels are read one by one.
+    def block(self, channels: int, itemsize: int) -> int:
+        """Channels of a block of an NCHWc map of values of `itemsize` bytes; 1 for pictures that are read one by one.
 
-        A register full, or fewer where a map has fewer channels, but those that are summed up together lie together.
+        A register full, or fewer where a map has fewer channels; of narrow values, those that fill 32 bits are together.
         """
-        if self.dot == 1:
+        if itemsize == 4:
             return self.lanes if channels >= self.lanes else 1
-        return min(4 * self.lanes // self.itemsize, max(self.dot, 1 << (channels - 1).bit_length()))
+        return min(4 * self.lanes // itemsize, max(4 // itemsize, 1 << (channels - 1).bit_length()))
 
     def with_dtype(self, dtype: str) -> "Machine":
         """This machine for maps of `dtype`. ValueError if it has no instructions for them."""
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: {' or '.join(DTYPES)}")
         if dtype != "float32" and not self.features & DTYPES[dtype]:
-            raise ValueError(
-                f"dtype {dtype}: {self.name} has none of {', '.join(sorted(DTYPES[dtype]))}, by which kernels multiply it"
-            )
+            needed = ", ".join(sorted(DTYPES[dtype]))
+            raise ValueError(f"dtype {dtype}: {self.name} has none of {needed}, by which kernels multiply it")
         return replace(self, dtype=dtype)
 
     @property

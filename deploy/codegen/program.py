@@ -9,11 +9,11 @@ from ml_dtypes import bfloat16
 from tvm import relax
 
 from ..kernels.family import Expansion, Kernel, Schedule
-from ..kernels.instructions import STORED
+from ..kernels.instructions import stored
 from ..kernels.reorder import Reorder
 from ..onnx.blocks import Pattern
 from ..onnx.geometry import Layout, nchw
-from ..onnx.graph import Conv, Graph, Node, View
+from ..onnx.graph import Conv, Graph, Grid, Node, View
 from ..plan.layout import Plan
 from ..targets import Machine
 
@@ -45,17 +45,26 @@ class Program:
             return self.made[tensor]
         _, channels, rows, columns = nchw(self.graph.shapes[tensor])
         if tensor in self.plan.nchwc and rows * columns > 1:
-            block, halo = self.machine.block(channels), self.plan.halos.get(tensor, 0)
-            return Layout(channels, rows, columns, block, halo, self.machine.dtype)
+            number = self.number(self.graph.grid(tensor))
+            return self.nchwc(channels, rows, columns, number, self.plan.halos.get(tensor, 0))
         return Layout(channels, rows, columns)
+
+    def number(self, grid: Grid | None) -> str | Grid:
+        if self.machine.dtype == "int8":
+            return grid or "float32"
+        return self.machine.dtype
+
+    def nchwc(self, channels: int, rows: int, columns: int, number: str | Grid, halo: int = 0) -> Layout:
+        block = self.machine.block(channels, np.dtype(stored(number)).itemsize)
+        return Layout(channels, rows, columns, block, halo, number)
 
     def fetch(self, tensor: str, nchwc: bool = False, halo: int = 0) -> tuple[relax.Expr, Layout]:
         have = self.made[tensor]
-        block = self.machine.block(have.channels) if nchwc else 1
-        if have.block == block and (have.halo == halo or (block > 1 and have.halo > halo)):
+        want = Layout(*have.shape, halo=halo)
+        if nchwc:
+            want = self.nchwc(*have.shape, self.number(self.graph.grid(tensor)), halo)
+        if have.block == want.block and (have.halo == halo or (have.block > 1 and have.halo > halo)):
             return self.values[tensor, have], have
-        dtype = self.machine.dtype if block > 1 else "float32"
-        want = Layout(have.channels, have.rows, have.columns, block, halo, dtype)
         if (tensor, want) not in self.values:
             batch = self.graph.shapes[tensor][0]
             reorder = Reorder(batch, have, want)
@@ -69,7 +78,7 @@ class Program:
         function = self.functions[kernel]
         self.layers += [self._row(node, function.name_hint) for node in layers]
         arguments = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        kind = relax.TensorType((int(length),), STORED.get(kernel.made, kernel.made))
+        kind = relax.TensorType((int(length),), stored(kernel.made))
         return self.builder.emit(relax.call_tir(function, arguments, out_ty=kind))
 
     def _row(self, node: Conv, function: str) -> dict:
@@ -109,6 +118,8 @@ class Program:
             if value:
                 return value.numpy()
             numbers, dtype = random.standard_normal(shape), str(kind.dtype)
+            if dtype == "uint8":
+                return random.integers(0, 256, shape, np.uint8)
             return numbers.astype(bfloat16).view(dtype) if dtype == "uint16" else numbers.astype(dtype)
 
         for binding in (binding for block in self.module["main"].body.blocks for binding in block.bindings):

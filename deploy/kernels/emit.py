@@ -10,8 +10,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout
+from ..onnx.graph import Grid
 from ..targets import Machine
-from .instructions import STORED, dot, instructions, narrow, widen
+from .instructions import Narrow, dot, instructions, is_narrow, narrow, stored, widen
 from .tiles import pieces
 
 
@@ -20,10 +21,13 @@ def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable, machine: Mac
 
     machine: needed where a buffer is narrow, since then `body` may emit instructions.
     """
-    narrow = any(dtype in STORED for _, _, dtype in buffers)
+    narrow = any(is_narrow(dtype) for _, _, dtype in buffers)
     with IRBuilder() as builder, T.prim_func():
         T.func_attr({"tirx.noalias": True})
-        arguments = [T.arg(name, T.buffer((length,), STORED.get(dtype, dtype))) for name, length, dtype in buffers]
+        arguments = []
+        for name, length, dtype in buffers:
+            buffer = T.arg(name, T.buffer((length,), stored(dtype)))
+            arguments.append(Narrow(buffer, dtype) if is_narrow(dtype) else buffer)
         with T.attr(T.int32(0), "pragma_import_llvm", instructions(machine)) if narrow else nullcontext():
             body(*arguments)
     return builder.get()
@@ -31,7 +35,8 @@ def kernel(buffers: Sequence[tuple[str, int, str]], body: Callable, machine: Mac
 
 def scratch(layout: Layout):
     """A buffer for one image in this layout."""
-    return T.alloc_buffer((layout.size,), STORED.get(layout.dtype, layout.dtype))
+    buffer = T.alloc_buffer((layout.size,), stored(layout.dtype))
+    return Narrow(buffer, layout.dtype) if is_narrow(layout.dtype) else buffer
 
 
 def tasks(machine: Machine, count: int, cycles: float):
@@ -48,23 +53,28 @@ def by_image(number, runs: int, batch: int):
 def load(buffer, at, lanes: int):
     """`lanes` values of a buffer; of a narrow one, as float32."""
     value = buffer[at] if lanes == 1 else buffer[T.ramp(at, 1, lanes)]
-    return widen(value, lanes) if buffer.dtype in STORED.values() else value
+    return widen(value, buffer.dtype, lanes) if isinstance(buffer, Narrow) else value
 
 
 def store(buffer, at, value, lanes: int) -> None:
     """Write `lanes` values; into a narrow buffer, rounded to nearest even."""
-    value = narrow(value, lanes) if buffer.dtype in STORED.values() else value
+    if isinstance(buffer, Narrow):
+        value, buffer = narrow(value, buffer.dtype, lanes), buffer.buffer
     T.buffer_store(buffer, value, [at if lanes == 1 else T.ramp(at, 1, lanes)])
 
 
 def multiply_add(total, x, at, weight, place, lanes: int):
     """total + x * weight for the `lanes` weights from weight[place] on, where x[at] is one channel of a pixel.
 
-    With weights of int32, which are pairs of narrow ones, x[at] and its neighbour are multiplied and summed up.
+    With weights of int32, which hold several narrow ones, as many neighbours of x[at] are multiplied and summed up.
     """
     if weight.dtype == "int32":
-        pair = T.broadcast(T.reinterpret("int32", x[T.ramp(at, 1, 2)]), lanes)
-        return dot(total, weight[T.ramp(place, 1, lanes)], pair, lanes)
+        count = 4 if isinstance(x.dtype, Grid) else 2
+        some = T.broadcast(T.reinterpret("int32", x[T.ramp(at, 1, count)]), lanes)
+        weights = weight[T.ramp(place, 1, lanes)]
+        if count == 4:  # the instruction takes the unsigned numbers first
+            return dot(total, some, weights, lanes, "int8")
+        return dot(total, weights, some, lanes, "bfloat16")
     return total + splat(load(x, at, 1), lanes) * load(weight, place, lanes)
 
 

@@ -17,7 +17,7 @@ from tvm import relax
 
 from ..onnx.blocks import Pattern, matrix
 from ..onnx.geometry import Layout, Polyphase, nchw
-from ..onnx.graph import Conv, Graph, Node
+from ..onnx.graph import Conv, Graph, Grid, Node
 from ..targets import Machine
 
 
@@ -56,6 +56,14 @@ class Workload:
         """(rows, columns) of a convolution's weights as a matrix."""
         return matrix(self.node.weight).shape
 
+    def dot(self, machine: Machine) -> int:
+        """As dot_of."""
+        return dot_of(self.graph, self.node, machine)
+
+    def itemsize(self, machine: Machine) -> int:
+        """Bytes of a value of what the node multiplies, where it lies in NCHWc."""
+        return 4 // self.dot(machine)
+
     def columns(self, dot: int) -> int:
         """Columns of that matrix, if `dot` neighbouring channels make one."""
         channels, *taps = self.node.weight.shape[1:]
@@ -72,6 +80,14 @@ class Workload:
         maker = next((node for node in self.graph.nodes if node.output == self.node.inputs[0]), None)
         clip = maker.activation if maker else None
         return bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
+
+
+def dot_of(graph: Graph, node: Conv, machine: Machine) -> int:
+    """How many neighbouring channels of an NCHWc map a multiply-add of this convolution sums up."""
+    if machine.dtype == "int8":
+        grid = node.depthwise.grid if node.depthwise else graph.grid(node.inputs[0])
+        return 4 if grid and node.scale is not None else 1
+    return 2 if machine.dtype == "bfloat16" else 1
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,12 @@ class Caller(Protocol):
 
     def layout(self, tensor: str) -> Layout:
         """How `tensor` is made, or is to be made."""
+
+    def number(self, grid: Grid | None) -> str | Grid:
+        """What an NCHWc map holds whose values are on this grid, or on none."""
+
+    def nchwc(self, channels: int, rows: int, columns: int, number: str | Grid, halo: int = 0) -> Layout:
+        """A layout of blocks of channels."""
 
     def fetch(self, tensor: str, nchwc: bool = False, halo: int = 0) -> tuple[relax.Expr, Layout]:
         """A made tensor in NCHW or NCHWc with a halo of at least `halo`, reordered where needed."""
@@ -167,8 +189,8 @@ class ConvFamily(Family):
     node = Conv
 
     @classmethod
-    def dot(cls, machine: Machine) -> int:
-        """How many neighbouring channels are a column of its weights."""
+    def dot(cls, work: Workload, machine: Machine) -> int:
+        """How many neighbouring channels are a column of the node's weights."""
         return 1
 
     @classmethod
@@ -187,7 +209,7 @@ class ConvFamily(Family):
         if pattern is not None and pattern.density < 1.0:
             block = pattern.block
             divisors = [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)]
-            kinds.append((True, divisors, pattern.density_of(work.node.weight.shape[1], cls.dot(machine))))
+            kinds.append((True, divisors, pattern.density_of(work.node.weight.shape[1], cls.dot(work, machine))))
         for sparse, groups, density in kinds:
             for group, tile, unroll in cls.tilings(work, machine, groups):
                 schedule = Schedule(cls, sparse, group, tile, unroll, density)

@@ -1,9 +1,9 @@
-"""Kept channels whose neighbour is pruned, put side by side so that one instruction multiplies two of them.
+"""Kept channels whose neighbours are pruned, put side by side so that one instruction multiplies several of them.
 
-Narrow numbers are multiplied in pairs of neighbouring channels. A group of a sparse layer keeps some pairs whole; those
-are read from the map as they lie. The single channels that remain are paired anew: a tile of the map is transposed
-once, so that all pixels of a channel lie together, and each group interleaves the channels that it wants into a scratch
-that stays in the cache. A group pays this once, for all of its rows.
+Narrow numbers are multiplied in tuples of neighbouring channels, two bfloat16 or four bytes. A group of a sparse layer
+keeps some tuples whole; those are read from the map as they lie. The single channels that remain make new tuples: a
+tile of the map is transposed once, so that all pixels of a channel lie together, and each group interleaves the
+channels that it wants into a scratch that stays in the cache. A group pays this once, for all of its rows.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from tvm.script.ir_builder import tirx as T
 
 from ..onnx.blocks import Pattern, tuples
 from ..onnx.geometry import Layout, Taps
-from ..onnx.graph import Conv
+from ..onnx.graph import Conv, Grid
 from .emit import pick
 from .family import Schedule
-from .instructions import interleave
+from .instructions import Narrow, interleave
 from .product import Columns, kept_rows
 from .tiles import Strip
 
@@ -28,23 +28,30 @@ class Gather:
     """The shape of the scratches, and of the arrays that say what goes into them."""
 
     groups: int
-    pairs: int  # of all groups
-    most: int  # pairs of a group
+    tuples: int  # of all groups
+    most: int  # tuples of a group
+    dot: int  # channels of a tuple
     blocks: int  # of the map
     block: int  # channels of one
     width: int  # pixels from a row of a window to the next; 0: only the pixels of a tile are wanted
     pixels: int  # of the largest window, and what its last run may exceed it by
 
     def buffers(self, prefix: str = "") -> list[tuple[str, int, str]]:
-        return [(f"{prefix}pairs", self.groups + 1, "int32"), (f"{prefix}channels", 2 * self.pairs, "int32")]
+        tuples = [(f"{prefix}tuples", self.groups + 1, "int32")]
+        return [*tuples, (f"{prefix}channels", self.dot * self.tuples, "int32")]
+
+    @property
+    def bits(self) -> int:
+        """Of a number."""
+        return 32 // self.dot
 
     def planes(self):
         """A scratch for a tile, (channels, pixels)."""
-        return T.alloc_buffer((self.blocks * self.block * self.pixels,), "uint16")
+        return T.alloc_buffer((self.blocks * self.block * self.pixels,), f"uint{self.bits}")
 
-    def paired(self):
-        """A scratch for the pairs of a group, (pairs, pixels, 2)."""
-        return T.alloc_buffer((self.most * self.pixels * 2,), "uint16")
+    def gathered(self, dtype: str | Grid) -> Narrow:
+        """A scratch for the tuples of a group, (tuples, pixels, dot)."""
+        return Narrow(T.alloc_buffer((self.most * self.pixels * self.dot,), f"uint{self.bits}"), dtype)
 
     def transpose(self, window: "Window", x, read, stride: int, planes) -> None:
         """Fill `planes` with the window that begins at x[read]; blocks of channels lie `stride` apart."""
@@ -54,27 +61,25 @@ class Gather:
             for first in window.chunks:
                 some = [window.columns[min(first + i, len(window.columns) - 1)] for i in range(PIXELS)]
                 some = [T.bind(x[T.ramp(begin + at, 1, self.block)]) for at in some]
-                half = len(some) // 2
+                half, each = len(some) // 2, self.block // PIXELS
                 for _ in range(half.bit_length()):
-                    pairs = zip(some[:half], some[half:], strict=True)
-                    some = [T.bind(turned) for a, b in pairs for turned in interleave(a, b)]
+                    both = zip(some[:half], some[half:], strict=True)
+                    some = [T.bind(turned) for a, b in both for turned in interleave(a, b, self.bits)]
                 for channel in range(self.block):
-                    pixels = pick(
-                        some[channel // 2], range(channel % 2 * PIXELS, (channel % 2 + 1) * PIXELS), self.block
-                    )
+                    lane = channel % each * PIXELS
+                    pixels = pick(some[channel // each], range(lane, lane + PIXELS), self.block)
                     T.buffer_store(planes, pixels, [T.ramp(to + channel * self.pixels + first, 1, PIXELS)])
 
-    def interleave(self, window: "Window", planes, constants, group, paired) -> None:
-        """Fill `paired` with the single channels of a group, two by two."""
-        pointer, channels = constants
-        order = [i // 2 + i % 2 * PIXELS for i in range(2 * PIXELS)]
+    def interleave(self, window: "Window", planes, pointer, channels, group, gathered: Narrow) -> None:
+        """Fill `gathered` with the single channels of a group."""
+        order = [i // self.dot + i % self.dot * PIXELS for i in range(self.dot * PIXELS)]
         with T.serial(pointer[group + 1] - pointer[group]) as number:
-            pair = T.bind(pointer[group] + number)
-            one, other = (T.bind(channels[2 * pair + i]) for i in range(2))
-            to = T.bind(number * (2 * self.pixels))
+            first = T.bind((pointer[group] + number) * self.dot)
+            some = [T.bind(channels[first + i]) for i in range(self.dot)]
+            to = T.bind(number * (self.dot * self.pixels))
             for at in range(0, window.rows * len(window.columns), PIXELS):
-                both = [planes[T.ramp(channel + at, 1, PIXELS)] for channel in (one, other)]
-                T.buffer_store(paired, T.Shuffle(both, order), [T.ramp(to + 2 * at, 1, 2 * PIXELS)])
+                turns = T.Shuffle([planes[T.ramp(channel + at, 1, PIXELS)] for channel in some], order)
+                T.buffer_store(gathered.buffer, turns, [T.ramp(to + self.dot * at, 1, self.dot * PIXELS)])
 
 
 @dataclass(frozen=True)
@@ -84,18 +89,18 @@ class Window:
     rows: int
     step: int  # values from a row of the map to the next
     columns: tuple[int, ...]  # where the pixels of a row lie in the map
-    taken: tuple[int, ...]  # where every sum of the tile reads in the scratch of pairs
+    taken: tuple[int, ...]  # the pixel of the scratches that every sum of the tile reads for the first tap
 
     @classmethod
     def of(cls, strip: Strip, taps: Taps, x: Layout, width: int) -> "Window":
-        """width: pixels from a row of the scratch to the next; 0: only the tile's own pixels are wanted."""
+        """width: pixels from a row of the scratches to the next; 0: only the tile's own pixels are wanted."""
         down, right = taps.stride
         if not width:
             there = tuple(y * down * x.row_stride + c * right * x.block for y, c in strip.pixels)
-            return cls(1, 0, there, tuple(2 * i for i in range(len(there))))
+            return cls(1, 0, there, tuple(range(len(there))))
         rows, first, columns = _box(strip, taps)
         there = tuple((first + min(c, columns - 1)) * x.block for c in range(width))
-        taken = tuple(2 * (y * down * width + c * right - first) for y, c in strip.pixels)
+        taken = tuple(y * down * width + c * right - first for y, c in strip.pixels)
         return cls(rows, x.row_stride, there, taken)
 
     @property
@@ -113,11 +118,11 @@ def _box(strip: Strip, taps: Taps) -> tuple[int, int, int]:
     return max(rows) + reach[0] + 1, first, max(columns) + reach[1] + 1 - first
 
 
-def singles(keep: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a group keeps, (channels * taps) bool: (first channels of whole pairs, single channels)."""
-    kept = np.pad(keep.reshape(channels, -1).any(1), (0, channels % 2)).reshape(-1, 2)
+def singles(keep: np.ndarray, channels: int, dot: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a group keeps, (channels * taps) bool: (numbers of whole tuples, single channels)."""
+    kept = np.pad(keep.reshape(channels, -1).any(1), (0, -channels % dot)).reshape(-1, dot)
     whole = kept.all(1)
-    return 2 * np.flatnonzero(whole), np.flatnonzero((kept & ~whole[:, None]).reshape(-1))
+    return np.flatnonzero(whole), np.flatnonzero((kept & ~whole[:, None]).reshape(-1))
 
 
 def window_size(strips: tuple[Strip, ...], taps: Taps) -> tuple[int, int]:
@@ -140,33 +145,35 @@ def rounded(count: int) -> int:
 
 
 def columns_of(
-    node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray, x: Layout, taps: Taps, strips
+    node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray, x: Layout, taps: Taps, strips, dot: int
 ) -> tuple[Gather, list[Columns], list[np.ndarray]]:
     """The gather of a layer, the columns of every group in the map and then in the scratch, and the gather's arrays.
 
-    offsets: (pairs * taps,) where each pair of neighbouring channels lies in x.
+    offsets: (tuples * taps,) where each tuple of `dot` neighbouring channels lies in x.
     """
     channels, count = node.weight.shape[1], node.weight[0, 0].size
     width, pixels = window_size(strips, taps)
     down, right = (np.arange(k) * d for k, d in zip(taps.kernel, taps.dilation, strict=True))
-    of_tap = 2 * (down[:, None] * width + right).reshape(-1)
-    columns, pairs = [], []
+    of_tap = dot * (down[:, None] * width + right).reshape(-1)
+    columns, gathered = [], []
     for keep in kept_rows(node, pattern, schedule):
-        whole, single = singles(keep, channels)
-        used = tuples(keep[None], channels, 2)[0].any(-1).reshape(-1, count)
-        pair, tap = np.nonzero(used[whole // 2])
-        first = whole[pair]
-        columns.append(Columns(first[:, None] + np.arange(2), tap, offsets[first // 2 * count + tap]))
-        # Where their number is odd, the last one comes twice, the second time with weights of zero.
-        there = np.pad(single, (0, len(single) % 2), mode="edge" if len(single) else "constant").reshape(-1, 2)
-        mine = np.pad(single, (0, len(single) % 2), constant_values=channels).reshape(-1, 2)
+        whole, single = singles(keep, channels, dot)
+        used = tuples(keep[None], channels, dot)[0].any(-1).reshape(-1, count)
+        number, tap = np.nonzero(used[whole])
+        first = whole[number]
+        some = np.minimum(dot * first[:, None] + np.arange(dot), channels)
+        columns.append(Columns(some, tap, offsets[first * count + tap]))
+        # What the last tuple lacks is its last channel again, with weights of zero.
+        extra = -len(single) % dot
+        there = np.pad(single, (0, extra), mode="edge" if len(single) else "constant").reshape(-1, dot)
+        mine = np.pad(single, (0, extra), constant_values=channels).reshape(-1, dot)
         known = np.pad(keep.reshape(channels, -1), ((0, 1), (0, 0)))
-        pair, tap = np.nonzero(known[mine].any(1))
-        columns.append(Columns(mine[pair], tap, 2 * pair * pixels + of_tap[tap]))
-        pairs.append(there * pixels)
-    counts = [len(some) for some in pairs]
+        number, tap = np.nonzero(known[mine].any(1))
+        columns.append(Columns(mine[number], tap, dot * number * pixels + of_tap[tap]))
+        gathered.append(there * pixels)
+    counts = [len(some) for some in gathered]
     total = max(1, rounded(sum(counts)))
-    gather = Gather(len(pairs), total, max(1, rounded(max(counts))), x.blocks, x.block, width, pixels)
-    every = np.concatenate(pairs)
+    gather = Gather(len(counts), total, max(1, rounded(max(counts))), dot, x.blocks, x.block, width, pixels)
+    every = np.concatenate(gathered)
     arrays = [np.cumsum([0, *counts]), np.pad(every, ((0, total - len(every)), (0, 0))).reshape(-1)]
     return gather, columns, [a.astype(np.int32) for a in arrays]

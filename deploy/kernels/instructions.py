@@ -5,11 +5,34 @@ of narrow numbers as integers, and the instructions come as functions in LLVM's 
 every kernel that needs them and vanish there.
 """
 
+from dataclasses import dataclass
+
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.graph import Grid
 from ..targets import Machine
 
-STORED = {"bfloat16": "uint16"}  # the type of the buffers that hold the bits of a narrow type
+
+@dataclass(frozen=True)
+class Narrow:
+    """A buffer that holds the bits of bfloat16 numbers, or steps of a grid."""
+
+    buffer: object
+    dtype: str | Grid
+
+    def __getitem__(self, index):
+        return self.buffer[index]
+
+
+def stored(dtype: str | Grid) -> str:
+    """The type of the buffers that hold numbers of a layout's `dtype`."""
+    return "uint8" if isinstance(dtype, Grid) else {"bfloat16": "uint16"}.get(dtype, dtype)
+
+
+def is_narrow(dtype: str | Grid) -> bool:
+    return stored(dtype) != dtype
+
+
 _ROUND = """
 define linkonce_odr <{n} x i16> @round_bfloat16_{n}(<{n} x float> %x) alwaysinline {{
   %narrow = fptrunc <{n} x float> %x to <{n} x bfloat>
@@ -26,12 +49,21 @@ define linkonce_odr <16 x float> @dot_bfloat16_16(<16 x float> %sum, <16 x i32> 
   %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
   ret <16 x float> %r
 }
-"""
+""",
+    "avx512vnni": """
+declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
+define linkonce_odr <16 x i32> @dot_int8_16(<16 x i32> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {
+  %a = bitcast <16 x i32> %x to <64 x i8>
+  %b = bitcast <16 x i32> %y to <64 x i8>
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %a, <64 x i8> %b)
+  ret <16 x i32> %r
+}
+""",
 }
 _INTERLEAVE = """
-define linkonce_odr <32 x i16> @interleave_{name}(<32 x i16> %a, <32 x i16> %b) alwaysinline {{
-  %r = shufflevector <32 x i16> %a, <32 x i16> %b, <32 x i32> <{order}>
-  ret <32 x i16> %r
+define linkonce_odr <{n} x i{bits}> @interleave_{name}_{bits}(<{n} x i{bits}> %a, <{n} x i{bits}> %b) alwaysinline {{
+  %r = shufflevector <{n} x i{bits}> %a, <{n} x i{bits}> %b, <{n} x i32> <{order}>
+  ret <{n} x i{bits}> %r
 }}
 """
 _WIDTHS = (2, 4, 8, 16, 32)
@@ -39,11 +71,12 @@ _WIDTHS = (2, 4, 8, 16, 32)
 
 def instructions(machine: Machine) -> str:
     """What kernels for `machine` may call, in LLVM's language."""
-    order = [i // 2 + i % 2 * 32 for i in range(64)]
-    orders = {"low": order[:32], "high": order[32:]}
-    shuffles = [
-        _INTERLEAVE.format(name=name, order=", ".join(f"i32 {i}" for i in some)) for name, some in orders.items()
-    ]
+    shuffles = []
+    for bits in (8, 16):
+        n = 512 // bits
+        order = [f"i32 {i // 2 + i % 2 * n}" for i in range(2 * n)]
+        for name, some in (("low", order[:n]), ("high", order[n:])):
+            shuffles.append(_INTERLEAVE.format(n=n, bits=bits, name=name, order=", ".join(some)))
     dots = [text for feature, text in _DOT.items() if feature in machine.features]
     return "".join([*(_ROUND.format(n=n) for n in _WIDTHS), *shuffles, *dots])
 
@@ -52,27 +85,52 @@ def _kind(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
-def widen(value, lanes: int):
-    """float32 from the bits of bfloat16, which are its upper half."""
-    sixteen = T.uint32(16) if lanes == 1 else T.broadcast(T.uint32(16), lanes)
+def widen(value, dtype: str | Grid, lanes: int):
+    """float32 from what a narrow buffer holds."""
+    if isinstance(dtype, Grid):
+        value = T.Cast(_kind("float32", lanes), T.Cast(_kind("int32", lanes), value))
+        value = value if dtype.zero == 0 else value - _splat(float(dtype.zero), lanes)
+        return value * _splat(dtype.scale, lanes)
+    sixteen = T.uint32(16) if lanes == 1 else T.broadcast(T.uint32(16), lanes)  # bfloat16 is the upper half of float32
     return T.reinterpret(_kind("float32", lanes), T.Cast(_kind("uint32", lanes), value) << sixteen)
 
 
-def narrow(value, lanes: int):
-    """The bits of bfloat16 from float32, rounded to nearest even."""
+def narrow(value, dtype: str | Grid, lanes: int):
+    """What a narrow buffer holds for float32 values: rounded to nearest even."""
+    if isinstance(dtype, Grid):
+        return T.Cast(_kind("uint8", lanes), T.Cast(_kind("int32", lanes), steps(value, dtype, lanes)))
     if lanes == 1:  # there is no vector of one lane
-        return T.Shuffle([narrow(T.broadcast(value, 2), 2)], [0])
+        return T.Shuffle([narrow(T.broadcast(value, 2), dtype, 2)], [0])
     return T.call_extern(f"uint16x{lanes}", f"round_bfloat16_{lanes}", value)
 
 
-def interleave(a, b) -> tuple:
-    """The lower halves of two vectors of 32 numbers of 16 bits, taken in turns, and the upper ones."""
-    return tuple(T.call_extern("uint16x32", f"interleave_{name}", a, b) for name in ("low", "high"))
+def steps(value, grid: Grid, lanes: int):
+    """The steps of a grid that are nearest to float32 values, as float32: the even ones of two."""
+    value = T.nearbyint(value * _splat(1 / grid.scale, lanes)) + _splat(float(grid.zero), lanes)
+    return T.min(T.max(value, _splat(float(grid.low), lanes)), _splat(float(grid.high), lanes))
 
 
-def dot(total, x, y, lanes: int):
-    """total[i] + x[2 i] * y[2 i] + x[2 i + 1] * y[2 i + 1], of `lanes` pairs of bfloat16 each, as int32.
+def rounded(value, grid: Grid | None, lanes: int):
+    """float32 values of the grid that are nearest; as they are without one."""
+    if grid is None:
+        return value
+    return (steps(value, grid, lanes) - _splat(float(grid.zero), lanes)) * _splat(grid.scale, lanes)
 
-    LLVM lets the instruction read and repeat a number from memory only as its last operand, y.
+
+def _splat(value: float, lanes: int):
+    return T.float32(value) if lanes == 1 else T.broadcast(T.float32(value), lanes)
+
+
+def interleave(a, b, bits: int) -> tuple:
+    """The lower halves of two registers of numbers of so many bits, taken in turns, and the upper ones."""
+    kind = f"uint{bits}x{512 // bits}"
+    return tuple(T.call_extern(kind, f"interleave_{name}_{bits}", a, b) for name in ("low", "high"))
+
+
+def dot(total, x, y, lanes: int, kind: str):
+    """total[i] + the sum of x[n i + j] * y[n i + j] over j, for the n numbers in 32 bits: bfloat16, or x uint8 and y int8.
+
+    LLVM lets the instruction read and repeat numbers from memory only as its last operand, y.
     """
-    return T.call_extern(f"float32x{lanes}", f"dot_bfloat16_{lanes}", total, x, y)
+    sums = "float32" if kind == "bfloat16" else "int32"
+    return T.call_extern(f"{sums}x{lanes}", f"dot_{kind}_{lanes}", total, x, y)

@@ -12,8 +12,8 @@ from ..onnx.graph import Conv
 from ..targets import Machine
 from .emit import tasks, when
 from .epilogue import Epilogue
-from .instructions import STORED
 from .family import Caller, ConvFamily, Schedule, Workload
+from .instructions import stored
 from .polyphase import PolyphaseSplit
 from .product import Product, columns_of, pack
 from .tiles import Band
@@ -45,7 +45,7 @@ class NCHWConv(ConvFamily):
     def weight_cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
         """To fetch the weights and the offset of a column."""
         rows, columns = work.weight_shape
-        each = np.dtype(STORED.get(cls.stored(m), "float32")).itemsize * schedule.group + 4 * schedule.sparse
+        each = np.dtype(stored(cls.stored(m))).itemsize * schedule.group + 4 * schedule.sparse
         near = -(-rows // schedule.group) * columns * schedule.density * each < m.core.l2_bytes // 2
         return each / (m.core.l2_rate if near else m.core.l3_rate)
 
@@ -79,7 +79,7 @@ class NCHWConv(ConvFamily):
         bands = cls.bands_of(polyphase, width, schedule, program.machine)
         kernel = cls(
             batch, product, channels * each, total, polyphase.out_rows * polyphase.out_columns, bands,
-            packed[0].nbytes > 4 * channels * each, Epilogue(node.activation, len(node.inputs) > 1),
+            packed[0].nbytes > 4 * channels * each, Epilogue.of(node),
             round(batch * schedule.cycles),
         )  # fmt: skip
         residual = [program.fetch(name)[0] for name in node.inputs[1:]]

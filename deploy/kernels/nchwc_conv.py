@@ -16,21 +16,25 @@ from tvm import relax
 from tvm.script.ir_builder import tirx as T
 
 from ..onnx.blocks import Pattern
-from ..onnx.geometry import Layout, Polyphase, Taps, nchw
-from ..onnx.graph import Activation, Conv
+from ..onnx.geometry import Layout, Polyphase, Taps
+from ..onnx.graph import Conv
 from ..targets import Machine
 from .emit import by_shape, clear_halo, kernel, prefetch, scratch, tasks
 from .epilogue import Epilogue
-from .family import Caller, ConvFamily, Expansion, Schedule, Workload, unroll_for
+from .family import Caller, ConvFamily, Expansion, Schedule, Workload, dot_of, unroll_for
+from .gather import PIXELS, Gather, window_size
+from .gather import columns_of as gathered_columns
 from .nchwc_tile import expand_rows, multiply, separable
 from .nchwc_window import pack_depthwise, tap_cycles, wide_enough
-from .gather import PIXELS, Gather, singles, window_size
-from .gather import columns_of as gathered_columns
-from .product import Product, columns_of, kept_rows, pack
+from .product import Product, columns_of, pack
 from .tiles import Strip, strips
 
-# Cycles for 16 pixels: of a block of channels to transpose it, and of two channels to interleave them.
-TRANSPOSE, INTERLEAVE = 110, 2.5
+# Cycles for 16 pixels: of a channel to transpose it, and of a tuple of channels to interleave them; by its length.
+TRANSPOSE, INTERLEAVE = {2: 3.5, 4: 2.3}, {2: 2.5, 4: 5.0}
+
+
+def _by_name(buffers: list[tuple], arguments, prefix: str = "") -> dict:
+    return {name.removeprefix(prefix): buffer for (name, _, _), buffer in zip(buffers, arguments, strict=False)}
 
 
 def chunk_of(groups: int, tiles: int, machine: Machine) -> int:
@@ -51,7 +55,8 @@ class NCHWcConv(ConvFamily):
     strips: tuple[Strip, ...]  # tiles of y, or of a band of it
     product: Product
     epilogue: Epilogue
-    depthwise: tuple[Taps, Activation] | None = None  # in front of the pointwise convolution
+    depthwise: tuple[Taps, Epilogue] | None = None  # in front of the pointwise convolution
+    near: Layout | None = None  # the scratch that it writes
     expand: "NCHWcConv | None" = None  # in front of that; its y is a band, its tiles are those of a row
     gather: Gather | None = None  # of single channels of a sparse layer
     chunk: int = 1  # groups of rows that a task computes
@@ -67,8 +72,8 @@ class NCHWcConv(ConvFamily):
         return whole and wide_enough(work.y[1], work.pixels, machine)
 
     @classmethod
-    def dot(cls, machine: Machine) -> int:
-        return machine.dot
+    def dot(cls, work: Workload, machine: Machine) -> int:
+        return work.dot(machine)
 
     @classmethod
     def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
@@ -89,7 +94,7 @@ class NCHWcConv(ConvFamily):
     def candidates(cls, work: Workload, machine: Machine, pattern: Pattern | None) -> Iterator[Schedule]:
         for schedule in super().candidates(work, machine, pattern):
             yield schedule
-            if schedule.sparse and machine.dot == 2 and machine.block(work.x[1]) == 2 * machine.lanes:
+            if schedule.sparse and work.dot(machine) > 1 and work.x[1] * work.itemsize(machine) > 2 * machine.lanes:
                 # About: where some taps of a channel are zero, all of them are gathered.
                 half = replace(schedule, gather=True, density=pattern.density)
                 yield replace(half, cycles=cls.cycles(work, half, machine) + cls.gather_cycles(work, half, machine))
@@ -99,12 +104,13 @@ class NCHWcConv(ConvFamily):
         """To transpose every tile, and to pair channels for every group of it."""
         taps, tiles = Taps() if work.node.depthwise else Taps.of(work.node), strips(*work.y[2:], schedule.tile)
         steps = sum(len(strip.starts) for strip in tiles) * window_size(tiles, taps)[1] // PIXELS
-        pairs = schedule.density * (1 - schedule.density) * work.x[1] / 2 * -(-work.y[1] // schedule.group)
-        return steps * (work.x[1] / m.block(work.x[1]) * TRANSPOSE + pairs * INTERLEAVE)
+        dot, density = work.dot(m), schedule.density
+        tuples = (density - density**dot) * work.x[1] / dot * -(-work.y[1] // schedule.group)
+        return steps * (work.x[1] * TRANSPOSE[dot] + tuples * INTERLEAVE[dot])
 
     @classmethod
     def cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
-        rows, columns = len(work.node.weight), work.columns(m.dot)
+        rows, columns = len(work.node.weight), work.columns(work.dot(m))
         v, total, count = schedule.group // m.lanes, 0.0, 0
         for strip in strips(work.y[2], work.y[3], schedule.tile):
             pixels, core = len(strip.pixels), m.core
@@ -155,31 +161,35 @@ class NCHWcConv(ConvFamily):
     @classmethod
     def of(cls, node: Conv, program: Caller, x: Layout, y: Layout, rows: int | None = None, **more):
         """The kernel of a convolution from x to y whose tiles are of `rows` rows together, and its constants."""
-        schedule, lanes, dot = program.schedule(node), program.machine.lanes, program.machine.dot
+        schedule, lanes, dot = (
+            program.schedule(node),
+            program.machine.lanes,
+            dot_of(program.graph, node, program.machine),
+        )
         batch, tiles = program.graph.shapes[node.output][0], strips(rows or y.rows, y.columns, schedule.tile)
         empty = Product(len(node.weight), schedule.group, 0, schedule.sparse, schedule.unroll)
-        depthwise = (Taps.of(node.depthwise), node.depthwise.activation) if node.depthwise else None
+        depthwise = (Taps.of(node.depthwise), Epilogue.of(node.depthwise)) if node.depthwise else None
+        if depthwise:
+            pixels, channels = max(len(strip.pixels) for strip in tiles), node.weight.shape[1]
+            more["near"] = program.nchwc(channels, 1, pixels, program.number(node.depthwise.grid))
         conv = cls(
-            batch, x, y, Taps.of(node), tiles, empty, Epilogue(node.activation, more.get("residual") is not None),
+            batch, x, y, Taps.of(node), tiles, empty, Epilogue.of(node),
             depthwise, cycles_in_all=round(batch * schedule.cycles), **more,
         )  # fmt: skip
         channels = [conv.columns_in.channel(c) for c in range(0, node.weight.shape[1], dot)]
         offsets = (np.array(channels)[:, None] + np.array(conv.taps.offsets(conv.columns_in))).reshape(-1)
         pattern, arrays = program.pattern(node), []
         if schedule.gather:
-            taps = Taps() if node.depthwise else conv.taps
-            gather, columns, arrays = gathered_columns(node, pattern, schedule, offsets, conv.columns_in, taps, tiles)
+            taps, there = Taps() if node.depthwise else conv.taps, conv.columns_in
+            gather, columns, arrays = gathered_columns(node, pattern, schedule, offsets, there, taps, tiles, dot)
             conv = replace(conv, gather=gather, chunk=chunk_of(gather.groups, batch * conv.tiles, program.machine))
         else:
             columns = columns_of(node, pattern, schedule, offsets, dot)
-        product, packed = pack(node, schedule, columns, program.machine.dtype, 2 if schedule.gather else 1)
+        dtype, grid = {1: ("float32", None), 2: ("bfloat16", None), 4: ("int8", conv.columns_in.dtype)}[dot]
+        product, packed = pack(node, schedule, columns, dtype, 2 if schedule.gather else 1, grid)
         conv = replace(conv, product=product, rows_first=packed[0].nbytes > program.machine.itemsize * x.size)
         first = pack_depthwise(node.depthwise, lanes) if node.depthwise else []
         return conv, [*packed, np.array(conv.starts(), np.int32), *first, *arrays]
-
-    def gathered(self, constants: list) -> list:
-        """Those of its constants that say what is gathered: the last ones."""
-        return constants[len(constants) - 2 :] if self.gather else []
 
     @property
     def tiles(self) -> int:
@@ -195,7 +205,7 @@ class NCHWcConv(ConvFamily):
         """Where the columns' offsets lead: into x, or into the scratch that the depthwise convolution writes."""
         if self.depthwise is None:
             return self.x
-        return replace(self.middle, rows=1, columns=max(len(strip.pixels) for strip in self.strips), halo=0)
+        return self.near
 
     def starts(self) -> list[int]:
         """For every tile (of a band), where it is read, written, and where its residual lies."""
@@ -224,8 +234,8 @@ class NCHWcConv(ConvFamily):
         mine, wide = self.constants(lanes), self.expand.constants(lanes, "expand_") if self.expand else []
 
         def body(x, *rest):
-            own, wider, y = rest[: len(mine)], rest[len(mine) :][: len(wide)], rest[-1]
-            residual, tiles = rest[-2] if self.residual else None, own[4]
+            own, wider = _by_name(mine, rest), _by_name(wide, rest[len(mine) :], "expand_")
+            residual, tiles, y = rest[-2] if self.residual else None, own["tiles"], rest[-1]
 
             def put(strip: Strip, image, write, residual_at, edge, number, values) -> None:
                 """Store pixels of run `number` of y from `write` on; their residual lies from `residual_at` on."""

@@ -11,7 +11,7 @@ from ..onnx.geometry import Layout
 from ..onnx.graph import Affine, Mean
 from ..targets import Machine
 from .emit import Sums, by_image, clear_halo, kernel, load, pairwise_sum, pick, splat, store, tasks
-from .epilogue import Epilogue, activate
+from .epilogue import Epilogue
 from .family import Caller, Family, Workload
 from .nchwc_window import fits_nchwc, wide_enough
 from .tiles import pieces
@@ -47,7 +47,7 @@ class NCHWcAffine(Family):
                 argument, kind = value, None if value is None else "channels"
             kinds.append(kind)
             arguments += [] if kind is None else [argument.astype(np.float32) if kind == "channels" else argument]
-        kernel = cls(batch, source, y, *kinds, Epilogue(node.activation))
+        kernel = cls(batch, source, y, *kinds, Epilogue.of(node))
         return program.call(kernel, arguments, batch * y.size)
 
     def emit(self, machine: Machine):
@@ -120,7 +120,7 @@ class NCHWcMean(Family):
     @classmethod
     def lower(cls, node: Mean, program: Caller) -> relax.Expr:
         x, source = program.fetch(node.inputs[0], nchwc=True)
-        kernel = cls(program.graph.shapes[node.inputs[0]][0], source, Epilogue(node.activation))
+        kernel = cls(program.graph.shapes[node.inputs[0]][0], source, Epilogue.of(node))
         return program.call(kernel, [x], kernel.batch * source.channels)
 
     def emit(self, machine: Machine):
@@ -145,7 +145,7 @@ class NCHWcMean(Family):
                         with T.serial(x_at.columns) as column:
                             add(row, column, 0)
                 total = pairwise_sum([sums[i] for i in range(ways)]) * splat(1 / pixels, lanes)
-                value = T.bind(activate(total, self.epilogue.activation, lanes))
+                value = T.bind(self.epilogue.end(total, y, lanes))
                 to = image * x_at.channels + channels * lanes
                 tail = x_at.channels % lanes
                 if not tail:

@@ -11,7 +11,6 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.geometry import Layout, Taps
 from ..targets import Machine
 from .emit import Sums, by_shape, load, multiply_add, scratch, splat, store, when
-from .epilogue import activate
 from .gather import Window
 from .product import Product
 from .tiles import Strip, deal
@@ -35,14 +34,18 @@ def multiply(
         strip = Strip(tuple((0, r) for r in range(len(strip.pixels))), ())
     places = [(x, read, reads(strip, taps, source))]
     if gather:
-        planes, paired, window = gather.planes(), gather.paired(), Window.of(strip, taps, source, gather.width)
+        planes, near, window = (
+            gather.planes(),
+            gather.gathered(source.dtype),
+            Window.of(strip, taps, source, gather.width),
+        )
         gather.transpose(window, x, read, source.block_stride, planes)
-        places.append((paired, 0, window.taken))
+        places.append((near, 0, [gather.dot * pixel for pixel in window.taken]))
 
     def one(group) -> None:
         if gather:
-            gather.interleave(window, planes, conv.gathered(constants), group, paired)
-        _multiply_group(machine, conv.product, places, constants[:4], group, finish)
+            gather.interleave(window, planes, constants["tuples"], constants["channels"], group, near)
+        _multiply_group(machine, conv.product, places, constants, group, finish)
 
     first, count = groups
     if count == 1:
@@ -54,19 +57,20 @@ def multiply(
 
 def _multiply_group(machine: Machine, product: Product, places, constants, group, finish: Callable) -> None:
     """One group; places: for the map, and perhaps a scratch, (buffer, the first column, where every pixel reads)."""
-    weight, offset, pointer, bias = constants
+    weight, offset, pointer, bias = (constants[name] for name in ("weight", "offset", "pointer", "bias"))
     lanes, count, unroll = machine.lanes, len(places[0][2]), product.unroll
-    vectors = product.group // lanes
-    sums = Sums(unroll * vectors * count, lanes)
+    vectors, dtype = product.group // lanes, "int32" if product.integer else "float32"
+    first = constants["start"] if product.integer else bias
+    sums = Sums(unroll * vectors * count, lanes, dtype)
     every = [(v, r) for r in range(count) for v in range(vectors)]
 
     def at(u, v, r):
         return (u * vectors + v) * count + r
 
     for v, r in every:
-        sums[at(0, v, r)] = load(bias, group * product.group + v * lanes, lanes)
+        sums[at(0, v, r)] = load(first, group * product.group + v * lanes, lanes)
         for u in range(1, unroll):
-            sums[at(u, v, r)] = splat(0.0, lanes)
+            sums[at(u, v, r)] = T.broadcast(T.Cast(dtype, T.int32(0)), lanes)
 
     for number, (x, read, taken) in enumerate(places):
 
@@ -82,7 +86,10 @@ def _multiply_group(machine: Machine, product: Product, places, constants, group
         value = sums[at(0, v, r)]
         for u in range(1, unroll):
             value = value + sums[at(u, v, r)]
-        return value
+        if not product.integer:
+            return value
+        row = group * product.group + v * lanes
+        return T.Cast(f"float32x{lanes}", value) * load(constants["scale"], row, lanes) + load(bias, row, lanes)
 
     full = -(-product.rows // lanes) - (product.groups - 1) * vectors  # runs of the last group
     for v in range(vectors):
@@ -92,7 +99,7 @@ def _multiply_group(machine: Machine, product: Product, places, constants, group
 
 def slide(machine: Machine, conv, strip: Strip, x, read, weight, bias, number, target, write) -> None:
     """One run of channels of a tile of the depthwise convolution, into a scratch."""
-    taps, activation = conv.depthwise
+    taps, epilogue = conv.depthwise
     lanes, offsets = machine.lanes, taps.offsets(conv.middle)
     pixels = list(enumerate(reads(strip, taps, conv.middle)))
     for some in deal(pixels, machine.window_sums):
@@ -105,12 +112,12 @@ def slide(machine: Machine, conv, strip: Strip, x, read, weight, bias, number, t
                 value = value * load(weight, (number * len(offsets) + tap) * lanes, lanes)
                 sums[i] = sums[i] + value
         for i, (r, _) in enumerate(some):
-            store(target, write + r * conv.columns_in.block, activate(sums[i], activation, lanes), lanes)
+            epilogue.store(target, write + r * conv.columns_in.block, sums[i], lanes)
 
 
 def separable(machine: Machine, conv, strip: Strip, x, read, constants, finish: Callable) -> None:
     """A tile of a depthwise convolution, and then all rows of the pointwise one behind it."""
-    weight, bias = constants[5:7]
+    weight, bias = constants["depthwise"], constants["depthwise_bias"]
     lanes, inner = machine.lanes, conv.columns_in
     near = scratch(inner)
     with T.serial(conv.middle.runs(lanes)) as number:
@@ -129,7 +136,7 @@ def expand_rows(machine: Machine, conv, x, image, band, middle, constants) -> No
             with T.Then():
 
                 def code(strip: Strip, tile) -> None:
-                    read, at = (T.bind(constants[4][tile * 3 + i]) for i in range(2))
+                    read, at = (T.bind(constants["tiles"][tile * 3 + i]) for i in range(2))
                     read = T.bind(image * inner.x.size + number * (source.stride[0] * inner.x.row_stride) + read)
 
                     def finish(channels, values):

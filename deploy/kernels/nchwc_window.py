@@ -72,7 +72,7 @@ class NCHWcWindow(Family):
         x, source = program.fetch(node.inputs[0], True, Polyphase.of(program.graph, node).halo)
         y, taps, tiles = program.layout(node.output), Taps.of(node), strips(rows, columns, m.window_sums)
         starts = [at for s in tiles for start in s.starts for at in (taps.first(source, *start), y.at(*start))]
-        kernel = cls(node.kind, batch, source, y, taps, tiles, Epilogue(node.activation))
+        kernel = cls(node.kind, batch, source, y, taps, tiles, Epilogue.of(node))
         arguments = [x, np.array(starts, np.int32), *cls.pack(node, program.schedule(node), m)]
         return program.call(kernel, arguments, batch * y.size)
 

@@ -17,7 +17,7 @@ from ml_dtypes import bfloat16
 from tvm.script.ir_builder import tirx as T
 
 from ..onnx.blocks import Pattern, tuples
-from ..onnx.graph import Conv
+from ..onnx.graph import Conv, Grid
 from ..targets import Machine
 from .emit import prefetch
 from .family import Schedule
@@ -32,7 +32,8 @@ class Product:
     columns: int  # kept columns a group if dense, of all groups together if sparse; a multiple of `unroll`
     sparse: bool
     unroll: int  # columns a step, each with its own sums: hides the latency of few sums
-    dtype: str = "float32"  # of the weights; int32 are pairs of narrow ones
+    dtype: str = "float32"  # of the weights; int32 hold `dot` narrow ones
+    dot: int = 1  # channels of a column; 4 are multiplied as integers
     places: int = 1  # where the pixels of a group's columns are: in the map, or in the map and in a scratch
 
     @property
@@ -41,13 +42,20 @@ class Product:
 
     def buffers(self, prefix: str = "") -> list[tuple[str, int, str]]:
         """Names, lengths and types of the arrays that `pack` makes."""
-        steps = self.columns * (1 if self.sparse else self.groups)
+        steps, rows = self.columns * (1 if self.sparse else self.groups), self.groups * self.group
+        integers = [(f"{prefix}scale", rows, "float32"), (f"{prefix}start", rows, "int32")]
         return [
             (f"{prefix}weight", max(1, steps) * self.group, self.dtype),
             (f"{prefix}offset", max(1, self.columns), "int32"),
             (f"{prefix}pointer", self.groups * self.places + 1, "int32"),
-            (f"{prefix}bias", self.groups * self.group, "float32"),
+            (f"{prefix}bias", rows, "float32"),
+            *(integers if self.integer else []),
         ]
+
+    @property
+    def integer(self) -> bool:
+        """Whether sums are whole, (sum + start) * scale + bias being what they mean."""
+        return self.dot == 4
 
     def over_columns(self, machine: Machine, group, place: int, pointer, weight, body: Callable) -> None:
         """Emit `body(weight index, offset index, u)` for every column of the group there; u counts within a step.
@@ -104,12 +112,18 @@ def columns_of(node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.nda
 
 
 def pack(
-    node: Conv, schedule: Schedule, columns: list[Columns], dtype: str = "float32", places: int = 1
+    node: Conv,
+    schedule: Schedule,
+    columns: list[Columns],
+    dtype: str = "float32",
+    places: int = 1,
+    grid: Grid | None = None,
 ) -> tuple[Product, list[np.ndarray]]:
     """The weights of `node` in groups of rows: weight (columns, group), offset of a column, pointer of a group, bias.
 
-    columns: of each group, or of all of them together if dense; `places` entries a group. dtype: of the weights; pairs
-    of bfloat16, if columns are of two channels, are put into an int32. Every entry gets whole steps of `unroll`
+    columns: of each group, or of all of them together if dense; `places` entries a group. dtype: of the weights; those
+    of a column of several channels are put into an int32. grid: whose steps the weights, int8, are multiplied with;
+    then there are a scale and a start of every row, too. Every entry gets whole steps of `unroll`
     columns, and the last group whole `group` rows: what is missing is filled with zero weights. The columns of an entry
     are those from step pointer[entry] to pointer[entry + 1].
     """
@@ -117,6 +131,8 @@ def pack(
     group, unroll, dot = schedule.group, schedule.unroll, columns[0].channels.shape[1]
     groups = -(-rows // group)
     values = node.weight.astype(np.float32).reshape(rows, channels, -1)
+    if grid is not None:
+        values = np.rint(values / node.scale[:, None, None])
     values = np.pad(values, ((0, groups * group - rows), (0, 1), (0, 0))).reshape(groups, group, channels + 1, -1)
     bias = np.pad(node.bias.astype(np.float32), (0, groups * group - rows))
     weights, offsets, counts = [], [], []
@@ -127,8 +143,9 @@ def pack(
         offsets.append(np.pad(some.offsets, (0, extra)))
         counts.append(len(offsets[-1]) // unroll)
     weight = np.ascontiguousarray(np.concatenate(weights).reshape(-1), np.float32)
-    if dtype == "bfloat16":
-        weight = weight.astype(bfloat16).view(np.int32 if dot == 2 else np.uint16)
+    if dtype != "float32":
+        weight = weight.astype({"bfloat16": bfloat16, "int8": np.int8}[dtype])
+        weight = weight.view(np.int32 if dot > 1 else np.uint16)
     offset = np.concatenate(offsets) if schedule.sparse else offsets[0]
     if not len(offset):  # a layer without any weight still needs a buffer
         weight, offset = np.zeros(group, weight.dtype), np.zeros(1)
@@ -136,6 +153,10 @@ def pack(
     if places > 1:  # layers of one shape whose masks differ share their code if their arrays have one length
         extra = -len(offset) % (unroll << max(0, len(offset).bit_length() - 4))
         offset, weight = np.pad(offset, (0, extra)), np.pad(weight, (0, extra * group))
-    kind = "int32" if dot == 2 else dtype
-    product = Product(rows, group, len(offset), schedule.sparse, unroll, kind, places)
-    return product, [weight, offset.astype(np.int32), pointer.astype(np.int32), bias]
+    product = Product(rows, group, len(offset), schedule.sparse, unroll, "int32" if dot > 1 else dtype, dot, places)
+    packed = [weight, offset.astype(np.int32), pointer.astype(np.int32), bias]
+    if grid is not None:
+        scale = np.pad(node.scale * np.float32(grid.scale), (0, groups * group - rows), constant_values=1)
+        start = -grid.zero * values.sum((2, 3)).reshape(-1)
+        packed += [scale.astype(np.float32), start.astype(np.int32)]
+    return product, packed

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .graph import Conv, Graph, Window
+from .graph import Conv, Graph, Grid, Window
 
 
 def nchw(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -20,8 +20,8 @@ class Layout:
     In NCHWc with a block as wide as a vector register, a pixel of a block is one vector, its neighbour is the next one
     however wide the map is, and strides cost nothing. The halo is a border of zeros around every block.
 
-    Sums are float32 whatever a map holds, so kernels compute a *run* of channels together, as many as a register holds
-    sums: a block of float32 values is one run, a block of bfloat16 values two.
+    Sums have 32 bits whatever a map holds, so kernels compute a *run* of channels together, as many as a register holds
+    sums: a block of float32 values is one run, a block of bfloat16 values two, one of bytes four.
     """
 
     channels: int
@@ -29,7 +29,11 @@ class Layout:
     columns: int
     block: int = 1  # channels, the c of NCHWc
     halo: int = 0  # pixels on each side
-    dtype: str = "float32"  # float32 or bfloat16
+    dtype: str | Grid = "float32"  # float32, bfloat16, or the grid that its bytes count the steps of
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.rows, self.columns
 
     @property
     def blocks(self) -> int:

@@ -8,12 +8,26 @@ import numpy as np
 Activation = tuple | None
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The values that a quantised tensor may have: (q - zero) * scale for the integers q from `low` to `high`.
+
+    Those of a signed tensor are shifted, so that q is never negative.
+    """
+
+    scale: float
+    zero: int
+    low: int = 0
+    high: int = 255
+
+
 @dataclass
 class Node:
     name: str
     inputs: list[str]
     output: str
     activation: Activation = field(default=None, kw_only=True)
+    grid: Grid | None = field(default=None, kw_only=True)  # the output is rounded to it, at last
 
 
 @dataclass
@@ -26,6 +40,8 @@ class Conv(Node):
     pad: tuple[int, int] = (0, 0)  # above, left
     dilation: tuple[int, int] = (1, 1)
     depthwise: "Window | None" = None  # computed first, and read by nothing else; inputs[0] is its input
+    before: Grid | None = None  # what the sums are rounded to before the other map is added
+    scale: np.ndarray | None = None  # (O,): the weights are whole multiples of it, -127 to 127 of them
 
 
 @dataclass
@@ -89,6 +105,10 @@ class Graph:
     def outputs(self) -> dict[str, str]:
         """The tensors that are put out, by name."""
         return self.results or {self.output: self.output}
+
+    def grid(self, tensor: str) -> Grid | None:
+        """What a tensor's values are rounded to."""
+        return next((node.grid for node in self.nodes if node.output == tensor), None)
 
     def users(self, tensor: str) -> list[Node]:
         return [node for node in self.nodes if tensor in node.inputs]

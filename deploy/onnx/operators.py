@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .graph import Activation, Affine, Concat, Conv, Mean, SlicePad, View, Window
+from .graph import Activation, Affine, Concat, Conv, Grid, Mean, SlicePad, View, Window
 
 
 def name(node) -> str:
@@ -55,6 +55,7 @@ def _conv(reader, node) -> None:
         sizes = f"a weight {weight.shape} and a bias {bias.shape} in {groups} groups"
         raise ValueError(f"{title(node)} has {sizes}, which do not fit {channels} channels")
     common = {"bias": bias, "stride": s["stride"], "pad": s["pad"], "dilation": s["dilation"]}
+    scale = reader.scale(node, len(weight))
     shape = (batch, len(weight), *s["out"])
     if groups == channels == len(weight):
         kernel = tuple(weight.shape[2:])
@@ -67,7 +68,7 @@ def _conv(reader, node) -> None:
             rows, part = slice(g * each, (g + 1) * each), channels // groups
             whole[rows, g * part : (g + 1) * part] = weight[rows]
         weight = whole
-    reader.add(Conv, node, node.input[:1], shape, weight=weight, **common)
+    reader.add(Conv, node, node.input[:1], shape, weight=weight, scale=scale, **common)
 
 
 def _matrix(reader, node) -> None:
@@ -288,6 +289,29 @@ def _same(reader, node) -> None:
     reader.alias[node.output[0]] = reader.tensor(node.input[0])
 
 
+def _grid(reader, node) -> Grid:
+    """What a quantised tensor's values may be. ValueError unless it has one scale and 8 bits."""
+    scale, zero = reader.constant(node, 1), reader.constant(node, 2)
+    zero = np.zeros((), np.uint8) if zero is None else zero
+    if scale.size != 1 or zero.dtype not in (np.uint8, np.int8):
+        raise ValueError(
+            f"{title(node)} has {scale.size} scales and {zero.dtype}: one, and uint8 or int8, are supported"
+        )
+    shift = 128 if zero.dtype == np.int8 else 0
+    return Grid(float(scale.reshape(())), int(zero.reshape(())) + shift)
+
+
+def _quantize(reader, node) -> None:
+    reader.add(Affine, node, node.input[:1], reader.shape(node.input[0]), grid=_grid(reader, node))
+    reader.quantised[node.output[0]] = _grid(reader, node)
+
+
+def _dequantize(reader, node) -> None:
+    if reader.quantised.get(node.input[0]) != _grid(reader, node):
+        raise ValueError(f"{title(node)} reads other numbers than a QuantizeLinear with its scale and zero point makes")
+    _same(reader, node)
+
+
 READERS: dict[str, Callable] = {
     "Conv": _conv,
     "Gemm": _matrix,
@@ -303,6 +327,8 @@ READERS: dict[str, Callable] = {
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _mean),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
     **dict.fromkeys(("Identity", "Dropout"), _same),
     "Pad": _pad,
     "Slice": _slice,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, small_map
-from .graph import Graph, Node
+from .graph import Graph, Grid, Node
 from .operators import READERS, name, title
 
 OPSET = 18  # older files are converted to it
@@ -31,6 +31,8 @@ class _Reader:
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
         self.computed = 0  # values of constants
+        self.quantised: dict[str, Grid] = {}  # tensors that QuantizeLinear makes
+        self.scales: dict[str, np.ndarray] = {}  # of constants that DequantizeLinear makes
 
     def attributes(self, node) -> dict:
         return {a.name: self.attribute_value(a) for a in node.attribute}
@@ -85,7 +87,8 @@ class _Reader:
         inputs = [name for name in node.input if name]
         check_window(node, self.attributes(node))
         known = {name: self.shape(name) for name in inputs if self.tensor(name) in self.shapes}
-        right = inferred(node, self.opsets, known, self.constants)
+        whole = self.quantised.keys() & set(inputs)  # of which ONNX's rules want another type than float32
+        right = {} if whole else inferred(node, self.opsets, known, self.constants)
         if node.op_type == "Shape" and self.tensor(inputs[0]) in self.shapes:
             start, end = (self.attributes(node).get(k, d) for k, d in (("start", 0), ("end", None)))
             self.constants[node.output[0]] = np.array(self.shapes[self.tensor(inputs[0])][start:end], np.int64)
@@ -107,6 +110,16 @@ class _Reader:
         evaluator = ReferenceEvaluator(node, opsets=self.opsets)
         values = evaluator.run(None, {name: self.constants[name] for name in inputs})
         self.constants.update(zip(node.output, values, strict=True))
+        symmetric = len(inputs) < 3 or not np.any(self.constants[inputs[2]])
+        if node.op_type == "DequantizeLinear" and self.constants[inputs[0]].dtype == np.int8 and symmetric:
+            self.scales[node.output[0]] = self.constants[inputs[1]]
+
+    def scale(self, node, rows: int) -> np.ndarray | None:
+        """(rows,): what the weights of a convolution are whole multiples of, if they were quantised."""
+        scale = self.scales.get(node.input[1])
+        if scale is None or scale.size not in (1, rows) or self.constants[node.input[1]].ndim != 4:
+            return None
+        return np.broadcast_to(scale.reshape(-1), rows).astype(np.float32)
 
     def tensor(self, name: str) -> str:
         return self.alias.get(name, name)
