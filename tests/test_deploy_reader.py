@@ -135,6 +135,21 @@ def test_inputs_of_huge_size_are_refused(tmp_path, shape):
         reader.read_onnx(path)
 
 
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channels", "height", "width"])
+def test_a_size_of_zero_is_refused_and_a_negative_one_is_open(tmp_path, axis):
+    """A batch of 0 was taken for an open one: ONNX Runtime takes 0 pictures there, and any number where it reads -1."""
+    zero, negative = ([*SHAPE[:axis], length, *SHAPE[axis + 1 :]] for length in (0, -1))
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, zero, rank=4)
+    with pytest.raises(ValueError, match=r"^\S+ has a size of 0 in its input 'x': .*at least 1, or open$"):
+        reader.read_onnx(path, image_size=(4, 5))
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, negative, rank=4)
+    if axis == 1:
+        with pytest.raises(ValueError, match="leaves a size of its input 'x' open"):
+            reader.read_onnx(path, batch=2, image_size=(4, 5))
+    else:
+        assert reader.read_onnx(path, batch=2, image_size=(4, 5)).shapes["y"] == SHAPE
+
+
 def test_sums_and_products_with_itself_and_with_numbers(tmp_path):
     nodes = [
         n("Conv", ["x", "w"], ["a"]), n("Add", ["a", "a"], ["b"]), n("Relu", ["b"], ["c"]),

@@ -161,19 +161,29 @@ def _dense(sparse, path):
     return numpy_helper.from_array(dense, sparse.values.name)
 
 
+def _size(dim) -> int | str:
+    """The length, or the name of an open one. As in ONNX Runtime, a negative length is open and 0 is not."""
+    fixed = dim.HasField("dim_value") and dim.dim_value >= 0
+    return dim.dim_value if fixed else dim.dim_param or "?"
+
+
 def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | None) -> tuple[int, ...]:
-    dims = [d.dim_value or d.dim_param or "?" for d in tensor.type.tensor_type.shape.dim]
+    dims = [_size(dim) for dim in tensor.type.tensor_type.shape.dim]
     told = list(dims)
+    if 0 in dims:
+        raise ValueError(
+            f"{path} has a size of 0 in its input {tensor.name!r}: {told}; each must be at least 1, or open"
+        )
     last = len(dims) == 4 and dims[3] in (1, 3, 4) and any(isinstance(d, str) for d in dims[1:3])  # NHWC
     sides = slice(1, 3) if last else slice(2, 4)
     if len(dims) == 4 and image_size:
         dims[sides] = [side if isinstance(d, str) else d for d, side in zip(dims[sides], image_size, strict=True)]
         if tuple(dims[sides]) != image_size:
             raise ValueError(f"--image_size {image_size[0]}x{image_size[1]}: {path} was exported for {told}")
-    if not dims or any(isinstance(d, str) or d < 1 for d in dims[1:]):
+    if not dims or any(isinstance(d, str) for d in dims[1:]):
         hint = "--image_size fixes height and width" if len(dims) == 4 else "only the batch may be"
         raise ValueError(f"{path} leaves a size of its input {tensor.name!r} open: {told}; {hint}")
-    if isinstance(dims[0], str) or dims[0] < 1:
+    if isinstance(dims[0], str):
         dims[0] = batch or 1
     elif batch not in (None, dims[0]):
         raise ValueError(f"--batch {batch}: {path} was exported for a batch of {dims[0]}")
