@@ -4,13 +4,19 @@ import math
 
 import numpy as np
 
-from .operators import title
-
 MOST_VALUES = 2**29  # of a tensor: kernels count in 32 bits, and a halo and padding come on top
 MOST_PIXELS, LONGEST = 2**22, 2**18  # of a map and of its sides: the places of its tiles are listed one by one
 MOST_CONSTANTS = 2**28  # values of all constants that are computed here, together
 MOST_TAPS = 1024  # of a window, for each of which there is code
 SMALL = 4096  # values of a constant whose values may decide a shape
+
+
+def name(node) -> str:
+    return node.name or node.output[0]
+
+
+def title(node) -> str:
+    return f"node {name(node)!r} (operator {node.op_type})"
 
 
 def check_window(node, attributes: dict) -> None:

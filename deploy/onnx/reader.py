@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, small_map
+from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, name, small_map, title
 from .graph import Graph, Node
-from .operators import READERS, name, title
+from .operators import READERS
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
