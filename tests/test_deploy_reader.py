@@ -95,6 +95,11 @@ DAMAGED = {  # nodes that no network has, and what is said of them
     "auto_pad": ([n("Conv", ["x", "w"], ["y"], auto_pad="WIDE")], "auto_pad 'WIDE'"),
     "reshape": ([n("Reshape", ["x", "ten"], ["y"])], "another number"),
     "training": ([n("BatchNormalization", ["x", *["six"] * 4], ["y", "m", "v"], training_mode=1)], "training mode"),
+    "dropout": ([n("Dropout", ["x", "half", "true"], ["y"])], "training mode"),
+    "mask": ([n("Dropout", ["x"], ["a", "m"]), n("Add", ["a", "m"], ["y"])], "'m' is an output that is not supported"),
+    "column": ([n("GlobalAveragePool", ["x"], ["p"]), n("Flatten", ["p"], ["f"]),
+                n("Gemm", ["f", "two", "each"], ["y"])], r"'y' \(operator Gemm\) has a bias of shape \(2, 1\)"),
+    "empty": ([n("Slice", ["x", "ten", "ten"], ["y"])], "which holds no values"),
     "norm": ([n("BatchNormalization", ["x", *["three"] * 4], ["y"])], "does not fit its inputs"),
     "all": ([n("Softsign", ["x"], ["a"], name="first"), n("Relu", ["a"], ["b"]),
              n("Softmax", ["b"], ["c"], name="second"), n("MaxPool", ["x"], ["d"], kernel_shape=[0, 0]),
@@ -108,6 +113,8 @@ def test_damaged_files_are_refused_at_once_in_one_line(tmp_path, kind):
     nodes, words = DAMAGED[kind]
     values = {"far": [0, 0, 10**6, 10**6] * 2, "size": [10**6, 10**6], "ten": [10], "ones": np.ones((1, 1), np.float32)}
     values |= {"down": [0] * 6 + [10**6, 0]}
+    values |= {"half": np.float32(0.5), "true": np.True_}
+    values |= {"two": np.ones((6, 2), np.float32), "each": np.ones((2, 1), np.float32)}  # one a picture, not a feature
     values |= {"six": np.ones(6, np.float32), "three": np.ones(3, np.float32)}
     values |= {"w": np.ones((6, 6, 1, 1), np.float32), "narrow": np.ones((6, 5, 1, 1), np.float32)}
     values = {name: value for name, value in values.items() if any(name in node.input for node in nodes)}

@@ -18,6 +18,8 @@ def _matrix(reader, node) -> None:
         raise ValueError(f"{title(node)} is not (batch, features) times a constant matrix")
     weight = (weight if a.get("transB") else weight.T) * np.float32(a.get("alpha", 1.0))
     bias = reader.constant(node, 2, np.zeros(1)) * a.get("beta", 1.0)
+    if bias.shape[:-1] not in ((), (1,)):  # a column (B, 1) differs between pictures
+        raise ValueError(f"{title(node)} has a bias of shape {bias.shape}; only one number, or one a feature, is")
     bias = np.broadcast_to(bias.reshape(-1), len(weight)).astype(np.float32)
     reader.add(Conv, node, node.input[:1], (shape[0], len(weight)), weight=weight[:, :, None, None], bias=bias)
 
@@ -43,11 +45,11 @@ def _affine(reader, node, x: str, **fields) -> None:
 def _operand(reader, node, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A constant operand as (C,)."""
     value = np.asarray(value, np.float32)
-    channel = (1, shape[1]) + (1,) * (len(shape) - 2)
+    channel = tuple(length if axis == 1 else 1 for axis, length in enumerate(shape))
     aligned = (1,) * (len(shape) - value.ndim) + value.shape
     if len(aligned) != len(shape) or any(n not in (1, c) for n, c in zip(aligned, channel, strict=True)):
         raise ValueError(f"{title(node)} has a constant of shape {value.shape}; only one number, or one a channel, is")
-    return np.broadcast_to(value.reshape(-1), shape[1]).copy()
+    return np.broadcast_to(value.reshape(-1), int(np.prod(channel))).copy()
 
 
 def _arithmetic(reader, node) -> None:
@@ -212,6 +214,12 @@ def _same(reader, node) -> None:
     reader.alias[node.output[0]] = reader.tensor(node.input[0])
 
 
+def _dropout(reader, node) -> None:
+    if reader.constant(node, 2, False):
+        raise ValueError(f"{title(node)} is in training mode, and would drop values by chance: export eval()")
+    _same(reader, node)
+
+
 READERS: dict[str, Callable] = {
     "Conv": read_conv,
     "Gemm": _matrix,
@@ -227,7 +235,8 @@ READERS: dict[str, Callable] = {
     **dict.fromkeys(("MaxPool", "AveragePool"), read_pool),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _mean),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
-    **dict.fromkeys(("Identity", "Dropout"), _same),
+    "Identity": _same,
+    "Dropout": _dropout,
     "Pad": _pad,
     "Slice": _slice,
     "Concat": _concat,

@@ -15,6 +15,7 @@ from .operators import READERS
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
 NO_CONSTANTS = ("If", "Loop", "Scan")  # whose time and memory nothing tells beforehand
+PROBLEMS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError, RuntimeError)  # of a node
 MOST_NAMED = 8  # refusals that are told of one file
 
 
@@ -60,11 +61,10 @@ class _Reader:
                     self.read(node)
                     continue
                 unsupported.setdefault(node.op_type, []).append(repr(name(node)))
-            except ValueError as problem:
-                refused.append(str(problem))
-            except (ArithmeticError, LookupError, TypeError, AttributeError, MemoryError, RuntimeError) as problem:
-                reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-                refused.append(f"{title(node)} cannot be read ({reason})")
+            except PROBLEMS as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                # What is raised here names the node; what NumPy and Python raise does not.
+                refused.append(reason if title(node) in reason else f"{title(node)} cannot be read ({reason})")
             unknown.update(node.output)
         for operator, names in unsupported.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -112,6 +112,10 @@ class _Reader:
         return self.alias.get(name, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.constants:
+            raise ValueError(f"its input {name!r} is constant, and must be computed from the picture")
+        if self.tensor(name) not in self.shapes:
+            raise ValueError(f"its input {name!r} is an output that is not supported")
         return self.shapes[self.tensor(name)]
 
     def add(self, make: type, node, inputs: list[str], shape, **fields) -> None:
@@ -123,6 +127,8 @@ class _Reader:
     def put(self, make: type, node, inputs: list[str], output: str, shape, **fields) -> str:
         """Add a graph node, one of those that the ONNX node becomes."""
         check_size(node, shape := tuple(int(length) for length in shape))
+        if min(shape, default=1) < 1:
+            raise ValueError(f"{title(node)} makes a tensor {shape}, which holds no values")
         self.nodes.append(make(name(node), [self.tensor(i) for i in inputs], output, **fields))
         self.shapes[output] = shape
         return output
@@ -180,7 +186,9 @@ def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | 
         dims[sides] = [side if isinstance(d, str) else d for d, side in zip(dims[sides], image_size, strict=True)]
         if tuple(dims[sides]) != image_size:
             raise ValueError(f"--image_size {image_size[0]}x{image_size[1]}: {path} was exported for {told}")
-    if not dims or any(isinstance(d, str) for d in dims[1:]):
+    if not dims:
+        raise ValueError(f"{path} does not say that its input {tensor.name!r} is a batch of pictures: it has no axes")
+    if any(isinstance(d, str) for d in dims[1:]):
         hint = "--image_size fixes height and width" if len(dims) == 4 else "only the batch may be"
         raise ValueError(f"{path} leaves a size of its input {tensor.name!r} open: {told}; {hint}")
     if isinstance(dims[0], str):
@@ -220,10 +228,16 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
         )
     reader.shapes[inputs[0].name] = _input_shape(path, inputs[0], batch, image_size)
     if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise ValueError(f"{path} does not take float32 pictures")
+        kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type)
+        raise ValueError(f"{path} takes {kind} as its input {inputs[0].name!r}; only FLOAT, which is float32, is read")
     reader.read_all(model.graph.node)
     outputs = {output.name: reader.tensor(output.name) for output in model.graph.output}
     for label, tensor in outputs.items():
-        if tensor not in reader.shapes or tensor == inputs[0].name:
+        if label in reader.constants:
             raise ValueError(f"{path}: the output {label!r} does not depend on the input")
+        if tensor not in reader.shapes:
+            maker = next(node for node in model.graph.node if label in node.output)
+            raise ValueError(f"{title(maker)} has an output {label!r}, which is not supported")
+        if tensor == inputs[0].name:
+            raise ValueError(f"{path}: the output {label!r} is the input {tensor!r} itself; nothing is left to compile")
     return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs)

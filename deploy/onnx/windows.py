@@ -8,7 +8,7 @@ from .graph import Conv, Window
 
 def _sliding(reader, node, kernel) -> dict:
     """Stride, dilation, pad and output size of a convolution or pooling."""
-    a, (_, _, *size) = reader.attributes(node), reader.shape(node.input[0])
+    a, size = reader.attributes(node), reader.shape(node.input[0])[2:]
     if len(size) != 2 or len(kernel) != 2:
         raise ValueError(f"{title(node)} is not two-dimensional")
     stride, dilation = tuple(a.get("strides", (1, 1))), tuple(a.get("dilations", (1, 1)))
