@@ -188,7 +188,7 @@ def test_nodes_are_read_rightly_or_refused_by_name(tmp_path, operator, opset):
         graph, message = attempt(path)
         if graph is None:
             assert "\n" not in message, name
-            assert f"(operator {operator})" in message or f"its input {next(iter(picture))!r}" in message, name
+            assert any(word in message for word in (f"(operator {operator})", "its input '", "its output '")), name
             continue
         right = onnxruntime_of(model, picture) if right is None else right
         if right is None:

@@ -100,6 +100,10 @@ DAMAGED = {  # nodes that no network has, and what is said of them
     "column": ([n("GlobalAveragePool", ["x"], ["p"]), n("Flatten", ["p"], ["f"]),
                 n("Gemm", ["f", "two", "each"], ["y"])], r"'y' \(operator Gemm\) has a bias of shape \(2, 1\)"),
     "empty": ([n("Slice", ["x", "ten", "ten"], ["y"])], "which holds no values"),
+    "axis": ([n("Concat", ["x", "x"], ["y"], axis=2**63 - 1)], "an axis 9223372036854775807"),
+    "splits": ([n("Split", ["x"], ["y"], axis=1, num_outputs=2**40)], "num_outputs 1099511627776 and 1 outputs"),
+    "kernel": ([n("Conv", ["x", "w"], ["y"], kernel_shape=[3, 1], pads=[1, 0, 1, 0])], r"kernel_shape \[3, 1\] and a"),
+    "pads": ([n("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[0, 2, 0, 2])], "each must be less than"),
     "norm": ([n("BatchNormalization", ["x", *["three"] * 4], ["y"])], "does not fit its inputs"),
     "all": ([n("Softsign", ["x"], ["a"], name="first"), n("Relu", ["a"], ["b"]),
              n("Softmax", ["b"], ["c"], name="second"), n("MaxPool", ["x"], ["d"], kernel_shape=[0, 0]),
@@ -131,6 +135,17 @@ def test_operators_of_other_domains_are_not_taken_for_onnx_ones(tmp_path):
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     save(model, path)
     with pytest.raises(ValueError, match=r"'theirs' \(operator Relu\) is of domain 'com\.example'"):
+        reader.read_onnx(path)
+
+
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_only_float32_is_taken_and_put_out(tmp_path, role):
+    """A file that declares its output as another type is none that ONNX Runtime reads."""
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, SHAPE, rank=4)
+    model = load(path)
+    getattr(model.graph, role)[0].type.tensor_type.elem_type = TensorProto.INT16
+    save(model, path)
+    with pytest.raises(ValueError, match="as INT16; only FLOAT"):
         reader.read_onnx(path)
 
 

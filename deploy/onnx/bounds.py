@@ -31,6 +31,13 @@ def check_window(node, attributes: dict) -> None:
         )
 
 
+def check_outputs(node, attributes: dict) -> None:
+    """ValueError for a number of outputs that is not that of the node, for which ONNX's rules would make as many."""
+    count = attributes.get("num_outputs", len(node.output))
+    if count != len(node.output):
+        raise ValueError(f"{title(node)} has num_outputs {count} and {len(node.output)} outputs")
+
+
 def inferred(node, opsets: dict[str, int], shapes: dict, constants: dict) -> dict[str, tuple[int, ...]]:
     """The shape of every output that ONNX's rules can tell from the inputs. ValueError where those do not fit."""
     from onnx import defs, helper, numpy_helper, shape_inference

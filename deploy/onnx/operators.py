@@ -90,12 +90,19 @@ def _clip(reader, node, a: dict) -> Activation:
     return "clip", low, high
 
 
+def _axis(node, axis: int, length: int) -> int:
+    """An axis counted from the front, of `length` axes."""
+    if not -length <= axis < length:
+        raise ValueError(f"{title(node)} has an axis {axis} of a tensor that has {length}")
+    return int(axis) % length
+
+
 def _mean(reader, node) -> None:
     shape = reader.shape(node.input[0])
     a = reader.attributes(node)
     if node.op_type == "ReduceMean":
         axes = reader.constant(node, 1, ())
-        if sorted(int(axis) % len(shape) for axis in axes) != [2, 3]:
+        if sorted(_axis(node, axis, len(shape)) for axis in axes) != [2, 3]:
             raise ValueError(f"{title(node)} is no mean over height and width")
     keep = node.op_type == "GlobalAveragePool" or a.get("keepdims", 1)
     reader.add(Mean, node, node.input[:1], shape[:2] + ((1, 1) if keep else ()))
@@ -105,7 +112,8 @@ def _view(reader, node) -> None:
     shape = reader.shape(node.input[0])
     a = reader.attributes(node)
     if node.op_type == "Flatten":
-        axis = a.get("axis", 1) % len(shape)
+        axis = a.get("axis", 1)
+        axis = axis if axis == len(shape) else _axis(node, axis, len(shape))  # behind the last one, too
         new = [int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))]
     elif node.op_type == "Reshape":
         new = [shape[i] if n == 0 else int(n) for i, n in enumerate(reader.constant(node, 1))]
@@ -113,11 +121,11 @@ def _view(reader, node) -> None:
     else:
         axes = [int(axis) for axis in reader.constant(node, 1, ())]
         if node.op_type == "Squeeze":
-            axes = [axis % len(shape) for axis in axes] or [i for i, n in enumerate(shape) if n == 1]
+            axes = [_axis(node, axis, len(shape)) for axis in axes] or [i for i, n in enumerate(shape) if n == 1]
             new = [n for i, n in enumerate(shape) if i not in axes]
         else:
             new = list(shape)
-            for axis in sorted(axis % (len(shape) + len(axes)) for axis in axes):
+            for axis in sorted(_axis(node, axis, len(shape) + len(axes)) for axis in axes):
                 new.insert(axis, 1)
     if np.prod(new) != np.prod(shape):
         raise ValueError(f"{title(node)} gives {shape} the shape {tuple(map(int, new))}, which holds another number")
@@ -130,7 +138,7 @@ def _pad(reader, node) -> None:
         raise ValueError(f"{title(node)} pads by {a['mode'].decode()}, only constant is supported")
     pads = [int(n) for n in reader.constant(node, 1)]
     fill = float(reader.constant(node, 2, np.zeros(())).reshape(()))
-    axes = [int(n) % len(shape) for n in reader.constant(node, 3, range(len(shape)))]
+    axes = [_axis(node, n, len(shape)) for n in reader.constant(node, 3, range(len(shape)))]
     before, after = [0] * len(shape), [0] * len(shape)
     for i, axis in enumerate(axes):
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
@@ -157,7 +165,7 @@ def _concat(reader, node) -> None:
     if any(name in reader.constants for name in node.input):
         raise ValueError(f"{title(node)} joins a constant, which is not supported")
     shapes = [reader.shape(name) for name in node.input]
-    axis = reader.attributes(node)["axis"] % len(shapes[0])
+    axis = _axis(node, reader.attributes(node)["axis"], len(shapes[0]))
     shape = list(shapes[0])
     shape[axis] = sum(s[axis] for s in shapes)
     reader.add(Concat, node, list(node.input), shape, axis=axis)
@@ -168,7 +176,7 @@ MOST_SLICES = 64  # that one transposition may be cut into
 
 def _split(reader, node) -> None:
     shape, a = reader.shape(node.input[0]), reader.attributes(node)
-    axis = a.get("axis", 0) % len(shape)
+    axis = _axis(node, a.get("axis", 0), len(shape))
     even = -(-shape[axis] // len(node.output))
     lengths = reader.constant(node, 1, [min(even, shape[axis] - i * even) for i in range(len(node.output))])
     for output, start, length in zip(node.output, np.cumsum([0, *lengths]), lengths, strict=False):

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, name, small_map, title
+from .bounds import (
+    MOST_CONSTANTS,
+    MOST_VALUES,
+    check_outputs,
+    check_size,
+    check_window,
+    inferred,
+    name,
+    small_map,
+    title,
+)
 from .graph import Graph, Node
 from .operators import READERS
 
@@ -84,6 +94,7 @@ class _Reader:
     def read(self, node) -> None:
         inputs = [name for name in node.input if name]
         check_window(node, self.attributes(node))
+        check_outputs(node, self.attributes(node))
         known = {name: self.shape(name) for name in inputs if self.tensor(name) in self.shapes}
         right = inferred(node, self.opsets, known, self.constants)
         if node.op_type == "Shape" and self.tensor(inputs[0]) in self.shapes:
@@ -167,6 +178,14 @@ def _dense(sparse, path):
     return numpy_helper.from_array(dense, sparse.values.name)
 
 
+def _kind(tensor) -> str:
+    """The name of the type of its values, or what stands in its place."""
+    from onnx import TensorProto
+
+    kind = tensor.type.tensor_type.elem_type
+    return TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else f"type {kind}"
+
+
 def _size(dim) -> int | str:
     """The length, or the name of an open one. As in ONNX Runtime, a negative length is open and 0 is not."""
     fixed = dim.HasField("dim_value") and dim.dim_value >= 0
@@ -219,7 +238,7 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
     model = _modern(model, path)
     try:
         reader = _Reader(model)
-    except (ValueError, TypeError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, MemoryError) as error:
         raise ValueError(f"--onnx_path {path} has a damaged initialiser ({str(error).splitlines()[0]})") from error
     inputs = [i for i in model.graph.input if i.name not in reader.constants]
     if len(inputs) != 1 or not model.graph.output:
@@ -227,9 +246,10 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
             f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one input is supported"
         )
     reader.shapes[inputs[0].name] = _input_shape(path, inputs[0], batch, image_size)
-    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        kind = onnx.TensorProto.DataType.Name(inputs[0].type.tensor_type.elem_type)
-        raise ValueError(f"{path} takes {kind} as its input {inputs[0].name!r}; only FLOAT, which is float32, is read")
+    for role, tensor in (("input", inputs[0]), *(("output", output) for output in model.graph.output)):
+        if tensor.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            kind = _kind(tensor)
+            raise ValueError(f"{path} declares its {role} {tensor.name!r} as {kind}; only FLOAT, float32, is supported")
     reader.read_all(model.graph.node)
     outputs = {output.name: reader.tensor(output.name) for output in model.graph.output}
     for label, tensor in outputs.items():

@@ -44,6 +44,9 @@ def read_conv(reader, node) -> None:
     if weight.shape[1] * groups != channels or len(weight) % groups or len(bias) != len(weight):
         sizes = f"a weight {weight.shape} and a bias {bias.shape} in {groups} groups"
         raise ValueError(f"{title(node)} has {sizes}, which do not fit {channels} channels")
+    kernel = reader.attributes(node).get("kernel_shape", weight.shape[2:])
+    if tuple(kernel) != weight.shape[2:]:
+        raise ValueError(f"{title(node)} has kernel_shape {list(kernel)} and a weight {weight.shape}")
     common = {"bias": bias, "stride": s["stride"], "pad": s["pad"], "dilation": s["dilation"]}
     shape = (batch, len(weight), *s["out"])
     if groups == channels == len(weight):
@@ -64,6 +67,10 @@ def read_pool(reader, node) -> None:
     a = reader.attributes(node)
     kernel = tuple(a["kernel_shape"])
     s = _sliding(reader, node, kernel)
+    if any(pad >= k for pad, k in zip(a.get("pads", ()), kernel * 2, strict=False)):
+        raise ValueError(
+            f"{title(node)} has pads {list(a['pads'])}; each must be less than kernel_shape {list(kernel)}"
+        )
     kind = "max" if node.op_type == "MaxPool" else "average"
     if kind == "average" and a.get("ceil_mode"):
         raise ValueError(f"{title(node)} rounds its size up, which is not supported for an average")
