@@ -75,7 +75,7 @@ class ProofOptions(Declared):
         "pictures to prove the equality on, float32 (B, 3, H, W) .npy; default: inputs.npy beside the file",
     )
     tolerance: float = option(1e-4, "largest relative error that is accepted", within="[0, inf)")
-    runs: int = option(200, "timed calls of each runtime", within="[1, inf)")
+    runs: int = option(200, "timed calls of each runtime, or of each session of --benchmark", within="[1, inf)")
     profile: bool = option(False, "measure every kernel of the saved library, and write its table into deploy.md")
     out: str | None = option(None, "folder to write; default: deploy/ beside the file")
     dump_dir: str | None = option(None, "folder for the program after each pass, as text")
@@ -109,7 +109,7 @@ class Options(NetworkOptions, ProcessorOptions, ProofOptions):  # in the order o
 
 def parse(argv: list[str] | None = None) -> Options:
     """The options of a command line. Raises ValueError for what is wrong with them."""
-    return command_line.parse(sys.argv[1:] if argv is None else argv, Options, __doc__)
+    return command_line.parse(sys.argv[1:] if argv is None else argv, Options, __doc__, (BenchmarkOptions,))
 
 
 def pictures(options: Options, shape: list[int]) -> "np.ndarray":
@@ -197,11 +197,11 @@ def show_profile(library, runs: int) -> dict:
 
 @dataclass(frozen=True)
 class BenchmarkOptions(Declared):
-    """A saved library"""
+    """A saved library, timed with --benchmark FOLDER"""
 
-    benchmark: str = option(REQUIRED, "folder of a library that model_tune.py wrote (required)")
+    benchmark: str = option(REQUIRED, "folder of a library that model_tune.py wrote: times it, and compiles nothing")
     sessions: int = option(1, "threads that call it at once", within="[1, 1024]")
-    runs: int = option(200, "calls of each", within="[1, inf)")
+    runs: int = option(200, "timed calls of each session", within="[1, inf)")
 
 
 def benchmark(argv: list[str]) -> None:

@@ -7,7 +7,10 @@ the order of the channels that they read or write.
 """
 
 import operator
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.fx
@@ -58,8 +61,17 @@ class Space:
 
 
 class _Tracer(torch.fx.Tracer):
+    failed = ""  # the innermost module that could not be traced
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or super().is_leaf_module(module, name)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict):
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(module)
+            raise
 
 
 class Graph:
@@ -84,11 +96,12 @@ class Graph:
     def __init__(self, network: nn.Module):
         self.network = network
         self.modules = dict(network.named_modules())
+        tracer = _Tracer()
         try:
             with evaluating(network):  # code that asks whether it is trained is traced as it evaluates
-                self.traced = _Tracer().trace(network)
+                self.traced = tracer.trace(network)
         except Exception as error:  # torch.fx raises many kinds of errors
-            raise ValueError(f"cannot trace {type(network).__name__}: {str(error).splitlines()[0]}") from None
+            raise ValueError(_untraceable(network, tracer.failed, error)) from None
         self.nodes = self.traced.nodes
         self.layers = {
             name: module
@@ -231,6 +244,20 @@ def norms_after_convolutions(network: nn.Module) -> dict[str, str]:
         return {}
     convolutions = [name for name, module in graph.modules.items() if isinstance(module, nn.Conv2d)]
     return {norm: name for name in convolutions if (norm := graph.norm_after(name))}
+
+
+def _untraceable(network: nn.Module, module: str, error: Exception) -> str:
+    """Where the network cannot be traced and why, in one line."""
+    torch_folder = Path(torch.__file__).parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if torch_folder not in Path(frame.filename).parents and frame.filename != __file__
+    ]
+    where = f", module {module}" if module else ""
+    where += f", line {frames[-1].lineno} of {frames[-1].filename} ({frames[-1].line})" if frames else ""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"cannot trace {type(network).__name__}{where}: {reason}"
 
 
 def _is_in(target: object, calls: set) -> bool:

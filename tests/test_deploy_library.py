@@ -162,6 +162,15 @@ def test_a_saved_library_is_timed_with_several_callers(tmp_path, two, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_help_shows_the_options_of_both_commands(capsys):
+    """--sessions was told only to those who already gave --benchmark."""
+    with pytest.raises(SystemExit):
+        model_tune.main(["--help"])
+    words = capsys.readouterr().out.split()
+    assert {"--onnx_path", "--benchmark", "--sessions"} <= set(words)
+    assert words.count("--runs") == 2  # in the example, and as an option of both
+
+
 # the folder
 
 
