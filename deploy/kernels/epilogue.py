@@ -1,9 +1,10 @@
 """What a kernel does with its sums before it stores them: add a residual, apply the activation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T
 
+from ..onnx.geometry import Layout
 from ..onnx.graph import Activation, Conv, Grid, Node
 from .emit import load, splat, store
 from .instructions import Narrow, rounded
@@ -31,6 +32,17 @@ class Epilogue:
         """What y shall hold for a value, as float32."""
         value = activate(value, self.activation, lanes)
         return value if isinstance(y, Narrow) and y.dtype == self.grid else rounded(value, self.grid, lanes)
+
+
+def in_steps(node: Node, y: Layout) -> tuple[Layout, Epilogue, float]:
+    """How a kernel may store a node's output if it counts in steps of y's grid already: (y, epilogue, length of a step).
+
+    So scales are in the constants, and layers that differ in nothing else share their code.
+    """
+    if not isinstance(y.dtype, Grid) or node.activation is not None or (isinstance(node, Conv) and node.inputs[1:]):
+        return y, Epilogue.of(node), 1.0
+    steps = replace(y.dtype, scale=1.0)
+    return replace(y, dtype=steps), Epilogue(grid=steps), y.dtype.scale
 
 
 def _before(node: Node) -> Grid | None:

@@ -12,6 +12,8 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.graph import Grid
 from ..targets import Machine
 
+STEPS = Grid(1.0, 0)
+
 
 @dataclass(frozen=True)
 class Narrow:
@@ -22,6 +24,12 @@ class Narrow:
 
     def __getitem__(self, index):
         return self.buffer[index]
+
+
+def as_steps(buffer):
+    """A buffer of steps of a grid as one of the plain numbers 0 to 255; another one as it is."""
+    steps = isinstance(buffer, Narrow) and isinstance(buffer.dtype, Grid)
+    return Narrow(buffer.buffer, STEPS) if steps else buffer
 
 
 def stored(dtype: str | Grid) -> str:
@@ -38,6 +46,21 @@ define linkonce_odr <{n} x i16> @round_bfloat16_{n}(<{n} x float> %x) alwaysinli
   %narrow = fptrunc <{n} x float> %x to <{n} x bfloat>
   %bits = bitcast <{n} x bfloat> %narrow to <{n} x i16>
   ret <{n} x i16> %bits
+}}
+"""
+_STEPS = """
+declare <{n} x i32> @llvm.lrint.v{n}i32.v{n}f32(<{n} x float>)
+declare <{n} x i32> @llvm.smax.v{n}i32(<{n} x i32>, <{n} x i32>)
+declare <{n} x i32> @llvm.umin.v{n}i32(<{n} x i32>, <{n} x i32>)
+define linkonce_odr <{n} x i8> @steps_{n}(<{n} x float> %x, <{n} x i32> %zero) alwaysinline {{
+  %far = fcmp olt <{n} x float> %x, splat (float 1.0e9)
+  %near = select <{n} x i1> %far, <{n} x float> %x, <{n} x float> splat (float 1.0e9)
+  %whole = call <{n} x i32> @llvm.lrint.v{n}i32.v{n}f32(<{n} x float> %near)
+  %shifted = add <{n} x i32> %whole, %zero
+  %low = call <{n} x i32> @llvm.smax.v{n}i32(<{n} x i32> %shifted, <{n} x i32> zeroinitializer)
+  %high = call <{n} x i32> @llvm.umin.v{n}i32(<{n} x i32> %low, <{n} x i32> splat (i32 255))
+  %bytes = trunc <{n} x i32> %high to <{n} x i8>
+  ret <{n} x i8> %bytes
 }}
 """
 _DOT = {
@@ -78,7 +101,7 @@ def instructions(machine: Machine) -> str:
         for name, some in (("low", order[:n]), ("high", order[n:])):
             shuffles.append(_INTERLEAVE.format(n=n, bits=bits, name=name, order=", ".join(some)))
     dots = [text for feature, text in _DOT.items() if feature in machine.features]
-    return "".join([*(_ROUND.format(n=n) for n in _WIDTHS), *shuffles, *dots])
+    return "".join([*(text.format(n=n) for text in (_ROUND, _STEPS) for n in _WIDTHS), *shuffles, *dots])
 
 
 def _kind(dtype: str, lanes: int) -> str:
@@ -90,31 +113,28 @@ def widen(value, dtype: str | Grid, lanes: int):
     if isinstance(dtype, Grid):
         value = T.Cast(_kind("float32", lanes), T.Cast(_kind("int32", lanes), value))
         value = value if dtype.zero == 0 else value - _splat(float(dtype.zero), lanes)
-        return value * _splat(dtype.scale, lanes)
+        return value if dtype.scale == 1 else value * _splat(dtype.scale, lanes)
     sixteen = T.uint32(16) if lanes == 1 else T.broadcast(T.uint32(16), lanes)  # bfloat16 is the upper half of float32
     return T.reinterpret(_kind("float32", lanes), T.Cast(_kind("uint32", lanes), value) << sixteen)
 
 
 def narrow(value, dtype: str | Grid, lanes: int):
     """What a narrow buffer holds for float32 values: rounded to nearest even."""
-    if isinstance(dtype, Grid):
-        return T.Cast(_kind("uint8", lanes), T.Cast(_kind("int32", lanes), steps(value, dtype, lanes)))
     if lanes == 1:  # there is no vector of one lane
         return T.Shuffle([narrow(T.broadcast(value, 2), dtype, 2)], [0])
+    if isinstance(dtype, Grid):
+        value = value if dtype.scale == 1 else value * _splat(1 / dtype.scale, lanes)
+        return T.call_extern(f"uint8x{lanes}", f"steps_{lanes}", value, T.broadcast(T.int32(dtype.zero), lanes))
     return T.call_extern(f"uint16x{lanes}", f"round_bfloat16_{lanes}", value)
-
-
-def steps(value, grid: Grid, lanes: int):
-    """The steps of a grid that are nearest to float32 values, as float32: the even ones of two."""
-    value = T.nearbyint(value * _splat(1 / grid.scale, lanes)) + _splat(float(grid.zero), lanes)
-    return T.min(T.max(value, _splat(float(grid.low), lanes)), _splat(float(grid.high), lanes))
 
 
 def rounded(value, grid: Grid | None, lanes: int):
     """float32 values of the grid that are nearest; as they are without one."""
     if grid is None:
         return value
-    return (steps(value, grid, lanes) - _splat(float(grid.zero), lanes)) * _splat(grid.scale, lanes)
+    steps = T.nearbyint(value * _splat(1 / grid.scale, lanes))  # of two, the even one
+    least, most = (_splat(float(q - grid.zero), lanes) for q in (0, 255))
+    return T.min(T.max(steps, least), most) * _splat(grid.scale, lanes)
 
 
 def _splat(value: float, lanes: int):

@@ -17,13 +17,14 @@ from tvm.script.ir_builder import tirx as T
 
 from ..onnx.blocks import Pattern
 from ..onnx.geometry import Layout, Polyphase, Taps
-from ..onnx.graph import Conv
+from ..onnx.graph import Conv, Grid
 from ..targets import Machine
 from .emit import by_shape, clear_halo, kernel, prefetch, scratch, tasks
-from .epilogue import Epilogue
+from .epilogue import Epilogue, in_steps
 from .family import Caller, ConvFamily, Expansion, Schedule, Workload, dot_of, unroll_for
 from .gather import PIXELS, Gather, window_size
 from .gather import columns_of as gathered_columns
+from .instructions import STEPS
 from .nchwc_tile import expand_rows, multiply, separable
 from .nchwc_window import pack_depthwise, tap_cycles, wide_enough
 from .product import Product, columns_of, pack
@@ -161,19 +162,20 @@ class NCHWcConv(ConvFamily):
     @classmethod
     def of(cls, node: Conv, program: Caller, x: Layout, y: Layout, rows: int | None = None, **more):
         """The kernel of a convolution from x to y whose tiles are of `rows` rows together, and its constants."""
-        schedule, lanes, dot = (
-            program.schedule(node),
-            program.machine.lanes,
-            dot_of(program.graph, node, program.machine),
-        )
+        schedule, m = program.schedule(node), program.machine
+        dot = dot_of(program.graph, node, m)
         batch, tiles = program.graph.shapes[node.output][0], strips(rows or y.rows, y.columns, schedule.tile)
         empty = Product(len(node.weight), schedule.group, 0, schedule.sparse, schedule.unroll)
-        depthwise = (Taps.of(node.depthwise), Epilogue.of(node.depthwise)) if node.depthwise else None
-        if depthwise:
+        (y, epilogue, unit), dtype, depthwise, first = in_steps(node, y), x.dtype, None, []
+        if node.depthwise:
             pixels, channels = max(len(strip.pixels) for strip in tiles), node.weight.shape[1]
-            more["near"] = program.nchwc(channels, 1, pixels, program.number(node.depthwise.grid))
+            near = program.nchwc(channels, 1, pixels, dtype := program.number(node.depthwise.grid))
+            more["near"], *way, step = in_steps(node.depthwise, near)
+            depthwise, first = (Taps.of(node.depthwise), *way), pack_depthwise(node.depthwise, m.lanes, x.dtype, step)
+        if isinstance(x.dtype, Grid) and (dot == 4 or node.depthwise):
+            x = replace(x, dtype=STEPS)
         conv = cls(
-            batch, x, y, Taps.of(node), tiles, empty, Epilogue.of(node),
+            batch, x, y, Taps.of(node), tiles, empty, epilogue,
             depthwise, cycles_in_all=round(batch * schedule.cycles), **more,
         )  # fmt: skip
         channels = [conv.columns_in.channel(c) for c in range(0, node.weight.shape[1], dot)]
@@ -182,13 +184,12 @@ class NCHWcConv(ConvFamily):
         if schedule.gather:
             taps, there = Taps() if node.depthwise else conv.taps, conv.columns_in
             gather, columns, arrays = gathered_columns(node, pattern, schedule, offsets, there, taps, tiles, dot)
-            conv = replace(conv, gather=gather, chunk=chunk_of(gather.groups, batch * conv.tiles, program.machine))
+            conv = replace(conv, gather=gather, chunk=chunk_of(gather.groups, batch * conv.tiles, m))
         else:
             columns = columns_of(node, pattern, schedule, offsets, dot)
-        dtype, grid = {1: ("float32", None), 2: ("bfloat16", None), 4: ("int8", conv.columns_in.dtype)}[dot]
-        product, packed = pack(node, schedule, columns, dtype, 2 if schedule.gather else 1, grid)
-        conv = replace(conv, product=product, rows_first=packed[0].nbytes > program.machine.itemsize * x.size)
-        first = pack_depthwise(node.depthwise, lanes) if node.depthwise else []
+        weights, grid = {1: ("float32", None), 2: ("bfloat16", None), 4: ("int8", dtype)}[dot]
+        product, packed = pack(node, schedule, columns, weights, 2 if schedule.gather else 1, grid, unit)
+        conv = replace(conv, product=product, rows_first=packed[0].nbytes > m.itemsize * x.size)
         return conv, [*packed, np.array(conv.starts(), np.int32), *first, *arrays]
 
     @property

@@ -12,6 +12,7 @@ from ..onnx.geometry import Layout, Taps
 from ..targets import Machine
 from .emit import Sums, by_shape, load, multiply_add, scratch, splat, store, when
 from .gather import Window
+from .instructions import as_steps
 from .product import Product
 from .tiles import Strip, deal
 
@@ -99,7 +100,7 @@ def _multiply_group(machine: Machine, product: Product, places, constants, group
 
 def slide(machine: Machine, conv, strip: Strip, x, read, weight, bias, number, target, write) -> None:
     """One run of channels of a tile of the depthwise convolution, into a scratch."""
-    taps, epilogue = conv.depthwise
+    x, (taps, epilogue) = as_steps(x), conv.depthwise
     lanes, offsets = machine.lanes, taps.offsets(conv.middle)
     pixels = list(enumerate(reads(strip, taps, conv.middle)))
     for some in deal(pixels, machine.window_sums):

@@ -118,12 +118,13 @@ def pack(
     dtype: str = "float32",
     places: int = 1,
     grid: Grid | None = None,
+    unit: float = 1.0,
 ) -> tuple[Product, list[np.ndarray]]:
     """The weights of `node` in groups of rows: weight (columns, group), offset of a column, pointer of a group, bias.
 
     columns: of each group, or of all of them together if dense; `places` entries a group. dtype: of the weights; those
     of a column of several channels are put into an int32. grid: whose steps the weights, int8, are multiplied with;
-    then there are a scale and a start of every row, too. Every entry gets whole steps of `unroll`
+    then there are a scale and a start of every row, too, for sums in units of `unit`. Every entry gets whole steps of `unroll`
     columns, and the last group whole `group` rows: what is missing is filled with zero weights. The columns of an entry
     are those from step pointer[entry] to pointer[entry + 1].
     """
@@ -134,7 +135,7 @@ def pack(
     if grid is not None:
         values = np.rint(values / node.scale[:, None, None])
     values = np.pad(values, ((0, groups * group - rows), (0, 1), (0, 0))).reshape(groups, group, channels + 1, -1)
-    bias = np.pad(node.bias.astype(np.float32), (0, groups * group - rows))
+    bias = np.pad((node.bias / np.float32(unit)).astype(np.float32), (0, groups * group - rows))
     weights, offsets, counts = [], [], []
     for entry, some in enumerate(columns if schedule.sparse else columns * groups):
         extra = -len(some.taps) % unroll
@@ -156,7 +157,7 @@ def pack(
     product = Product(rows, group, len(offset), schedule.sparse, unroll, "int32" if dot > 1 else dtype, dot, places)
     packed = [weight, offset.astype(np.int32), pointer.astype(np.int32), bias]
     if grid is not None:
-        scale = np.pad(node.scale * np.float32(grid.scale), (0, groups * group - rows), constant_values=1)
+        scale = np.pad(node.scale * np.float32(grid.scale / unit), (0, groups * group - rows), constant_values=1)
         start = -grid.zero * values.sum((2, 3)).reshape(-1)
         packed += [scale.astype(np.float32), start.astype(np.int32)]
     return product, packed

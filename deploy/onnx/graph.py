@@ -10,15 +10,13 @@ Activation = tuple | None
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that a quantised tensor may have: (q - zero) * scale for the integers q from `low` to `high`.
+    """The values that a quantised tensor may have: (q - zero) * scale for the integers q from 0 to 255.
 
-    Those of a signed tensor are shifted, so that q is never negative.
+    Those of a signed tensor are shifted by 128.
     """
 
     scale: float
     zero: int
-    low: int = 0
-    high: int = 255
 
 
 @dataclass
