@@ -74,6 +74,7 @@ def compile_graph(
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": outputs[0],
         "outputs": outputs,
+        "pictures": graph.pictures,
         "layers": made.layers,
     }
     return build.Compiled(executable, weights, info)

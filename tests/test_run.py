@@ -79,6 +79,17 @@ def test_a_run_leaves_what_it_promises(pruned: Path):
     assert run["versions"]["torch"]
 
 
+def test_the_exported_file_says_how_its_pictures_are_made(pruned: Path):
+    """What evaluation did here must reach whoever deploys the file: without it, they guess the mean or the crop."""
+    from deploy.onnx.reader import read_onnx
+    from jobs.checkpoint import normalisation
+
+    size = json.loads((pruned / "summary.json").read_text())["image_size"]
+    whole = {"size": size, "resize": size, "interpolation": "bilinear", "crop": "center"}  # digits are used as they are
+    classes = {"classes": [str(digit) for digit in range(10)]}
+    assert read_onnx(pruned / "model.onnx").pictures == whole | normalisation() | classes
+
+
 def test_the_exported_blocks_are_rows_and_the_outputs_the_networks(pruned: Path):
     import onnx
     import onnxruntime

@@ -11,6 +11,7 @@ import numpy as np
 from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, small_map
 from .graph import Graph, Node
 from .operators import READERS, name, title
+from .pictures import read_pictures
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
@@ -198,6 +199,7 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
         raise ValueError(
             f"--onnx_path {path} is not a valid ONNX file ({str(error).strip().splitlines()[0]})"
         ) from error
+    pictures = read_pictures(model, path)
     model = _modern(model, path)
     try:
         reader = _Reader(model)
@@ -216,4 +218,4 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
     for label, tensor in outputs.items():
         if tensor not in reader.shapes or tensor == inputs[0].name:
             raise ValueError(f"{path}: the output {label!r} does not depend on the input")
-    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs)
+    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs, pictures)
