@@ -20,7 +20,7 @@ FLOORS = [
     {"plan"},
     {"codegen"},
     {"tuning", "report"},
-    {"compiler"},
+    {"compiler", "quantise"},
     {"__init__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

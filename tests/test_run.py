@@ -90,6 +90,29 @@ def test_the_exported_file_says_how_its_pictures_are_made(pruned: Path):
     assert read_onnx(pruned / "model.onnx").pictures == whole | normalisation() | classes
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_a_trained_network_keeps_its_accuracy_in_int8(pruned: Path, tmp_path, method):
+    """Ranges from a few training pictures: half a per cent of the held-out digits may be lost, and no zero block."""
+    import onnx
+
+    import data
+    import deploy
+    from deploy.tuning.measure import peer
+
+    sizes = {"train_batch_size": 1, "eval_batch_size": 1, "image_size": 16}
+    rest = {"data_path": None, "seed": 0, "device": torch.device("cpu"), "workers": 0, "skip_bad": False}
+    train, val = data.create_loaders("digits", augment=False, **sizes, **rest)
+    pictures = [images.contiguous().numpy() for images, _ in train.spread(40)]
+    int8 = deploy.quantise(pruned / "model.onnx", pictures, tmp_path / "int8.onnx", method)
+    runs = [peer(path, 1) for path in (pruned / "model.onnx", int8)]
+    right = [sum(int(run(images.numpy()).argmax() == labels) for images, labels in val) for run in runs]
+    assert right[0] / val.count > 0.8
+    assert right[1] >= right[0] - 0.005 * val.count
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(int8).graph.initializer}
+    weights = [tensor for tensor in tensors.values() if tensor.dtype == np.int8 and tensor.ndim == 4]
+    assert sum((weight == 0).mean() >= 0.5 for weight in weights) == 18
+
+
 def test_the_exported_blocks_are_rows_and_the_outputs_the_networks(pruned: Path):
     import onnx
     import onnxruntime
