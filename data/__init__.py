@@ -59,7 +59,10 @@ def evaluation_loaders(folder: "str | Path", pictures: dict, batch_size: int) ->
     Raises:
         ValueError: in one line, what is wrong with the folder or a picture.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError("--data needs PyTorch to read pictures: pip install torch torchvision") from error
 
     return create_loaders(
         "imagefolder",

@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}  # as ONNX Runtime calls them
 MOST_NAMED = 8  # valid names that an error lists
+OPSET = 13  # the first with a scale a channel
 # ONNX Runtime gives a channel of zeros the scale 1, and its bias the scale of the map: a step that may be larger than
 # the bias. With a range, however narrow, the bias keeps its value.
 LEAST_RANGE = 1e-4
+
+
+class NotQuantised(ValueError):
+    """The quantiser cannot read the network, or gave up."""
 
 
 def quantise(
@@ -48,6 +53,7 @@ def quantise(
 
     Raises:
         ValueError: an unknown method, quantiser or node, a missing package, or no pictures.
+        NotQuantised: the quantiser failed.
     """
     if method not in METHODS:
         raise ValueError(f"--quantise_method {method}: one of {', '.join(METHODS)}")
@@ -55,9 +61,11 @@ def quantise(
         raise ValueError(f"--quantizer {quantizer}: one of {', '.join(QUANTIZERS)}")
     if not len(pictures):
         raise ValueError("int8 needs pictures to find the ranges of the maps with")
-    network, facts = _prepared(path)
+    with _explained(path):
+        network, facts = _prepared(path)
     kept = gates(network) | _named(network, keep_float)
-    made = QUANTIZERS[quantizer](network, list(pictures), method, sorted(kept))
+    with _explained(path):
+        made = QUANTIZERS[quantizer](network, list(pictures), method, sorted(kept))
     used = {node.domain for node in made.graph.node}
     for entry in [entry for entry in made.opset_import if entry.domain and entry.domain not in used]:
         made.opset_import.remove(entry)  # ONNX Runtime declares all domains that it knows
@@ -96,22 +104,47 @@ def gates(network: "onnx.ModelProto") -> set[str]:
     return kept
 
 
+@contextlib.contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """What the quantisers raise, of many kinds, as one line, without what they log before; a `_Missing` as it is."""
+    log = logging.getLogger("onnxruntime.quantization")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except _Missing:
+        raise
+    except Exception as error:
+        raise NotQuantised(f"{path} cannot be quantised ({' '.join(str(error).split())[:200]})") from error
+    finally:
+        log.setLevel(level)
+
+
+class _Missing(ValueError):
+    """A package is not installed, or has no such method."""
+
+
 def _prepared(path: str | Path) -> tuple["onnx.ModelProto", list]:
     """The network with shapes, normalisation folded into convolutions and a name for every node; and its metadata."""
     try:
         import onnx
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
-        raise ValueError("int8 needs ONNX Runtime: pip install onnx onnxruntime") from error
+        raise _Missing("int8 needs ONNX Runtime: pip install onnx onnxruntime") from error
 
+    model = onnx.load(str(path))
+    facts = list(model.metadata_props)
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
+        if next((entry.version for entry in model.opset_import if entry.domain == ""), OPSET) < OPSET:
+            path = Path(folder) / "newer.onnx"
+            onnx.save(onnx.version_converter.convert_version(model, OPSET), path)
         # Symbolic shapes are for transformers, and would need sympy and seconds.
         quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
         network = onnx.load(ready)
     for node in network.graph.node:
         node.name = node.name or node.output[0]  # ONNX Runtime expands some operators, and leaves the parts nameless
-    return network, list(onnx.load(str(path), load_external_data=False).metadata_props)
+    return network, facts
 
 
 def _named(network: "onnx.ModelProto", names: Iterable[str]) -> set[str]:
@@ -171,9 +204,9 @@ def _by_nncf(network: "onnx.ModelProto", pictures: list, method: str, kept: list
     try:
         import nncf
     except ImportError as error:
-        raise ValueError("--quantizer nncf needs NNCF: pip install nncf") from error
+        raise _Missing("--quantizer nncf needs NNCF: pip install nncf") from error
     if method != "minmax":
-        raise ValueError(f"--quantise_method {method}: NNCF has a method of its own, only --quantizer onnxruntime asks")
+        raise _Missing(f"--quantise_method {method}: NNCF has a method of its own, only --quantizer onnxruntime asks")
     nncf.set_log_level(logging.ERROR)
     name = _input(network)
     return nncf.quantize(
