@@ -83,6 +83,7 @@ class PictureOptions(Declared):
     quantise_method: str = option(
         "minmax", "how ONNX Runtime finds the range of a map", choices=("minmax", "entropy", "percentile")
     )
+    per_tensor: bool = option(False, "one scale for all weights of a layer, instead of one a channel, in the int8 file")
     keep_float: list[str] | None = option(None, "nodes that stay float32 in the int8 file, as deploy.md names them")
 
 

@@ -1,9 +1,10 @@
 """A float32 ONNX file in int8, by the quantiser of ONNX Runtime or by NNCF: post-training, with a few pictures.
 
 The file that is written holds pairs of QuantizeLinear and DequantizeLinear (QDQ): maps in uint8, weights in int8 with a
-scale of its own for every output channel and no zero point, so that a weight of zero is exactly zero and pruned blocks
-stay empty. ONNX Runtime and OpenVINO run it. Wherever a map is multiplied by what was computed from that map
-(squeeze-excite, hard-swish, swish), the gate and the product stay float32: they are cheap, and 8 bits cost accuracy.
+scale of its own for every output channel (or one a layer) and no zero point, so that a weight of zero is exactly zero
+and pruned blocks stay empty. ONNX Runtime and OpenVINO run it. Wherever a map is multiplied by what was computed from
+that map (squeeze-excite, hard-swish, swish), the gate and the product stay float32: they are cheap, and 8 bits cost
+accuracy.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ def quantise(
     method: str = "minmax",
     keep_float: Iterable[str] = (),
     quantizer: str = "onnxruntime",
+    per_tensor: bool = False,
 ) -> Path:
     """Write the network of the ONNX file `path` in int8 to `out`, and return that path.
 
@@ -49,7 +51,8 @@ def quantise(
             none; 1 needs the least memory.
         method: how the range of a map follows from its values: one of METHODS.
         keep_float: nodes of the file that are computed in float32, by name.
-        quantizer: "onnxruntime", or "nncf", with its slow and exact bias correction and its own method.
+        quantizer: "onnxruntime", or "nncf", with its slow and exact bias correction and its own method and scales.
+        per_tensor: one scale for all weights of a layer instead of one for every output channel.
 
     Raises:
         ValueError: an unknown method, quantiser or node, a missing package, or no pictures.
@@ -65,7 +68,7 @@ def quantise(
         network, facts = _prepared(path)
     kept = gates(network) | _named(network, keep_float)
     with _explained(path):
-        made = QUANTIZERS[quantizer](network, list(pictures), method, sorted(kept))
+        made = QUANTIZERS[quantizer](network, list(pictures), sorted(kept), method, per_tensor)
     used = {node.domain for node in made.graph.node}
     for entry in [entry for entry in made.opset_import if entry.domain and entry.domain not in used]:
         made.opset_import.remove(entry)  # ONNX Runtime declares all domains that it knows
@@ -160,7 +163,9 @@ def _input(network: "onnx.ModelProto") -> str:
     return next(tensor.name for tensor in network.graph.input if tensor.name not in constants)
 
 
-def _by_onnxruntime(network: "onnx.ModelProto", pictures: list, method: str, kept: list[str]) -> "onnx.ModelProto":
+def _by_onnxruntime(
+    network: "onnx.ModelProto", pictures: list, kept: list[str], method: str, per_tensor: bool
+) -> "onnx.ModelProto":
     import onnx
     from onnxruntime import quantization
 
@@ -190,7 +195,7 @@ def _by_onnxruntime(network: "onnx.ModelProto", pictures: list, method: str, kep
             Path(folder) / "int8.onnx",
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
+            per_channel=not per_tensor,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=kept,
@@ -200,13 +205,16 @@ def _by_onnxruntime(network: "onnx.ModelProto", pictures: list, method: str, kep
         return onnx.load(Path(folder) / "int8.onnx")
 
 
-def _by_nncf(network: "onnx.ModelProto", pictures: list, method: str, kept: list[str]) -> "onnx.ModelProto":
+def _by_nncf(
+    network: "onnx.ModelProto", pictures: list, kept: list[str], method: str, per_tensor: bool
+) -> "onnx.ModelProto":
     try:
         import nncf
     except ImportError as error:
         raise _Missing("--quantizer nncf needs NNCF: pip install nncf") from error
-    if method != "minmax":
-        raise _Missing(f"--quantise_method {method}: NNCF has a method of its own, only --quantizer onnxruntime asks")
+    if method != "minmax" or per_tensor:
+        flag = "--per_tensor" if per_tensor else f"--quantise_method {method}"
+        raise _Missing(f"{flag} goes with --quantizer onnxruntime: NNCF chooses that itself")
     nncf.set_log_level(logging.ERROR)
     name = _input(network)
     return nncf.quantize(

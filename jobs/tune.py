@@ -119,7 +119,8 @@ def in_int8(options, given: list | None, others: list, scratch: Path) -> Path | 
         others: batches that do where there is no --data, and times are all that is asked of the file.
     """
     out = options.folder if given else scratch
-    how = {"method": options.quantise_method, "keep_float": options.keep_float or (), "quantizer": options.quantizer}
+    how = {"method": options.quantise_method, "keep_float": options.keep_float or ()}
+    how |= {"quantizer": options.quantizer, "per_tensor": options.per_tensor}
     try:
         return quantise(options.onnx_path, given or others, out / INT8, **how)
     except NotQuantised as problem:

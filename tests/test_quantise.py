@@ -1,5 +1,6 @@
 """deploy/quantise.py: what int8 must keep, and the traps of post-training quantisation that are known."""
 
+import importlib.util
 import json
 import logging
 import re
@@ -105,6 +106,16 @@ def test_layers_stay_float_on_request(tmp_path):
         deploy.quantise(path, PICTURES, tmp_path / "int8.onnx", keep_float=["third"])
 
 
+def test_weights_may_share_one_scale_a_layer(tmp_path):
+    """Networks exist that lose less so; and what reads the file must know both."""
+    path = gated_file(tmp_path / "m.onnx")
+    made = onnx.load(deploy.quantise(path, PICTURES, tmp_path / "int8.onnx", per_tensor=True))
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert tensors["w_scale"].shape == ()
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    assert not any(weight[before[name] == 0].any() for name, weight in weights_of(made).items())
+
+
 def one_convolution(path: Path, weight: np.ndarray, bias: np.ndarray) -> Path:
     nodes = [n("Conv", ["x", "w", "b"], ["y"], name="conv")]
     return onnx_file(path, nodes, {"w": weight, "b": bias.astype(np.float32)}, (1, 8, 6, 6), rank=4)
@@ -170,6 +181,9 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=words):
             deploy.quantise(**{"path": path, "pictures": PICTURES, "out": tmp_path / "int8.onnx"} | changes)
+    if importlib.util.find_spec("nncf"):
+        with pytest.raises(ValueError, match="--per_tensor goes with --quantizer onnxruntime"):
+            deploy.quantise(path, PICTURES, tmp_path / "int8.onnx", quantizer="nncf", per_tensor=True)
     monkeypatch.setitem(sys.modules, "nncf", None)  # as if not installed
     with pytest.raises(ValueError, match="pip install nncf"):
         deploy.quantise(path, PICTURES, tmp_path / "int8.onnx", quantizer="nncf")
