@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +44,13 @@ def onnxruntime(dtype: str, path: Path, threads: int, shape: Sequence[int]) -> t
 def openvino(precision: str | None, path: Path, threads: int, shape: Sequence[int]) -> tuple[Run, str]:
     """OpenVINO set to low latency. Without a `precision` it takes the one that suits the processor, often bf16."""
     try:
-        import openvino
+        import openvino as package
     except ImportError as error:
         raise ValueError("the comparison with OpenVINO needs it: pip install openvino") from error
+    core = _core(package)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     if precision:
         settings["INFERENCE_PRECISION_HINT"] = precision
-    core = openvino.Core()
     try:
         model = core.read_model(str(path))
         model.reshape(list(shape))
@@ -60,6 +60,12 @@ def openvino(precision: str | None, path: Path, threads: int, shape: Sequence[in
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot run {path}: {' '.join(str(error).split())}") from error
     return lambda images: request.infer([images], share_inputs=True)[0], TYPES.get(used, used)
+
+
+@cache
+def _core(package):
+    """OpenVINO with its plugins. There is one a process: with a second one, later calls of subprocess have crashed."""
+    return package.Core()
 
 
 def mnn(path: Path, threads: int, shape: Sequence[int]) -> tuple[Run, str]:

@@ -68,6 +68,8 @@ def save(options, library: "Compiled") -> None:
     """Write the library, and its description with what only the saved one can tell."""
     with files.writing(options.folder, safe=f"{options.onnx_path} is as it was"):
         library.save(options.folder)
+        if not options.data:  # one that is there is of an earlier library
+            (options.folder / INT8).unlink(missing_ok=True)
         if library.runs_here:
             library.info["start_up"] = startup.measure(options.folder)
             if options.profile:
@@ -99,8 +101,7 @@ def prove_and_time(
     error, top1 = proof.prove(libraries, right, images, shape[0], options.tolerance)
     with tempfile.TemporaryDirectory() as folder:
         asked = any(peers.PEERS[name].dtype == "int8" for name in names)
-        given = [part.contiguous().numpy() for part, _ in known.train.spread(options.calibration)] if known else None
-        int8 = in_int8(options, given, list(measure.batches(images, shape[0])), Path(folder)) if asked else ""
+        int8 = in_int8(options, known, list(measure.batches(images, shape[0])), Path(folder)) if asked else ""
         runners, facts = peers.start(names, options.onnx_path, int8, threads, shape)
     for name, fact in facts.items():
         if "absent" in fact:
@@ -111,17 +112,17 @@ def prove_and_time(
     return found, others | {name: run for name, run in runners.items() if name == ORT_INT8}
 
 
-def in_int8(options, given: list | None, others: list, scratch: Path) -> Path | str:
+def in_int8(options, known: Labelled | None, images: list[np.ndarray], scratch: Path) -> Path | str:
     """The network as a QDQ file, or why there is none.
 
-    Args:
-        given: batches of training pictures of --data; the file then goes beside the library.
-        others: batches that do where there is no --data, and times are all that is asked of the file.
+    Its ranges come from training pictures of --data, and it lies beside the library. Without --data it lies in
+    `scratch`, with the ranges of `images`: batches that do where the file is only timed.
     """
-    out = options.folder if given else scratch
+    if known:
+        images = [batch.contiguous().numpy() for batch, _ in known.train.spread(options.calibration)]
     how = {"method": options.quantise_method, "keep_float": options.keep_float or ()}
     how |= {"quantizer": options.quantizer, "per_tensor": options.per_tensor}
     try:
-        return quantise(options.onnx_path, given or others, out / INT8, **how)
+        return quantise(options.onnx_path, images, (options.folder if known else scratch) / INT8, **how)
     except NotQuantised as problem:
         return str(problem)
