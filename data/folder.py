@@ -64,9 +64,13 @@ def chance_of(seed: int, epoch: int, number: int) -> random.Random:
     return random.Random(f"{seed} {epoch} {number}")
 
 
-def enlarged(height: int, width: int, size: int) -> tuple[int, int]:
-    """Evaluation's height and width before the centre crop: the shorter side is 256 where the crop is 224."""
-    short = round(size * 256 / 224)
+def shorter_side(size: int) -> int:
+    """What evaluation resizes the shorter side to, where nothing else is said: 256 where the crop is 224."""
+    return round(size * 256 / 224)
+
+
+def enlarged(height: int, width: int, short: int) -> tuple[int, int]:
+    """Evaluation's height and width before the centre crop, of which the shorter one is `short`."""
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
@@ -76,14 +80,18 @@ class FolderLoader(Loader):
     Args:
         samples: (path or `Encoded`, label) of every picture, in a sequence that may read them when asked.
         size: height and width of what is yielded.
+        resize: the shorter side before evaluation's centre crop; default: 256 where the crop is 224.
         skip_bad: a picture that does not decode is replaced by the next one instead of stopping the run.
     """
 
-    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, **share):
+    def __init__(
+        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None, **share
+    ):
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
+        self.size, self.resize = size, resize or shorter_side(size)
         self._plan = _Plan()
         self._loader = DataLoader(
-            Pictures(samples, size, train, seed, skip_bad),
+            Pictures(samples, size, train, seed, skip_bad, self.resize),
             batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -148,8 +156,9 @@ class _Plan:
 class Pictures(Dataset):
     """uint8 (size, size, 3) pictures and labels by (epoch, number)."""
 
-    def __init__(self, samples: list[tuple[str, int]], size: int, train: bool, seed: int, skip_bad: bool):
+    def __init__(self, samples: list[tuple[str, int]], size: int, train: bool, seed: int, skip_bad: bool, resize: int):
         self.samples, self.size, self.train, self.seed, self.skip_bad = samples, size, train, seed, skip_bad
+        self.resize = resize
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -161,7 +170,7 @@ class Pictures(Dataset):
             *box, mirrored = piece(*picture.shape[1:], chance_of(self.seed, epoch, number))
             seen = resized(picture, *box, (self.size, self.size))
             return (seen.flip(1) if mirrored else seen), label
-        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.size))
+        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.resize))
         top, left = (round((extent - self.size) / 2) for extent in whole.shape[:2])
         return whole[top : top + self.size, left : left + self.size], label
 

@@ -5,7 +5,7 @@ was interrupted. So the position in the epoch is all the state there is.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,14 +23,20 @@ class Loader:
     Args:
         rank, world: of every batch, this process takes picture `rank` of each `world`.
         limit: batches an epoch at most.
+        mean, std: what is subtracted from the channels of pictures (0 to 1), and what they are divided by.
 
     Raises:
         ValueError: a training batch has fewer pictures than there are processes, or there is no picture at all.
 
     Attributes:
         classes: class names; a label is an index into them.
+        size: height and width of what is yielded.
+        resize: evaluation resizes the shorter side to this before it cuts the centre out.
         epoch, batch: the position, in batches already yielded.
     """
+
+    size: int
+    resize: int
 
     def __init__(
         self,
@@ -43,6 +49,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         limit: int | None = None,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ):
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
         self.rank, self.world, self.limit = rank, world, limit
@@ -54,8 +62,9 @@ class Loader:
         if train:
             self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
-        self._mean = torch.tensor(MEAN, device=device) * 255
-        self._std = torch.tensor(STD, device=device) * 255
+        self.mean, self.std = list(mean), list(std)
+        self._mean = torch.tensor(mean, device=device) * 255
+        self._std = torch.tensor(std, device=device) * 255
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -94,6 +103,16 @@ class Loader:
             yield from self._on_device(self._order()[:pictures].split(self.batch_size))
         finally:
             self.epoch = position
+
+    def spread(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of `pictures` pictures, at even distances in the order in which they are stored: of all classes."""
+        numbers = torch.linspace(0, self.count - 1, min(pictures, self.count)).round().long()
+        yield from self._on_device(numbers.split(self.batch_size))
+
+    def preparation(self) -> dict[str, object]:
+        """What evaluation does to a picture, and the names of the classes: what travels with an exported network."""
+        facts = {"size": self.size, "resize": self.resize, "interpolation": "bilinear", "crop": "center"}
+        return facts | {"mean": self.mean, "std": self.std, "classes": self.classes}
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}
@@ -143,7 +162,7 @@ class ResidentLoader(Loader):
         labels: int64 (n,).
         pad: training pictures are padded by this many black pixels and cropped back at random.
         flip: training pictures are mirrored with probability one half.
-        share: rank, world and limit of a `Loader`.
+        share: rank, world, limit, mean and std of a `Loader`.
     """
 
     def __init__(
@@ -151,7 +170,7 @@ class ResidentLoader(Loader):
     ):
         super().__init__(len(images), classes, batch_size, train, seed, device, **share)
         self.pad, self.flip = (pad, flip) if train else (0, False)
-        self.size = images.shape[1]
+        self.size = self.resize = images.shape[1]  # pictures are used as they are
         self.images = torch.nn.functional.pad(images, (0, 0, *[self.pad] * 4)).to(device)
         self.labels = labels.to(device)
 

@@ -35,8 +35,9 @@ def compile_onnx(
     target: native, a row of targets.TARGETS, or any TVM target. threads: as many as there are cores if not said. batch:
     fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
     sparse. dense: compile every layer dense. image_size: fixes height and width that the file leaves open.
-    tune: choose kernels by measuring, and keep what was measured in this file. dtype: of maps and weights, float32 or
-    bfloat16 (rounded to nearest even); sums are float32, and so are layers that are faster so.
+    tune: choose kernels by measuring, and keep what was measured in this file. dtype: what maps and weights hold where
+    that is faster: float32, bfloat16 (rounded to nearest even, with sums in float32), or int8, which leaves what the
+    file has not quantised in float32.
     ValueError, of one line, for whatever is wrong with these or the file.
     """
     graph = simplify(read_onnx(path, batch, image_size))
@@ -86,6 +87,7 @@ def compile_graph(
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": outputs[0],
         "outputs": outputs,
+        "pictures": graph.pictures,
         "layers": made.layers,
     }
     return build.Compiled(executable, weights, info)

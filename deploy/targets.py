@@ -87,7 +87,7 @@ class Machine:
     def block(self, channels: int, itemsize: int) -> int:
         """Channels of a block of an NCHWc map of values of `itemsize` bytes; 1 for pictures that are read one by one.
 
-        A register full, or fewer where a map has fewer channels; of narrow values, those that fill 32 bits are together.
+        A register full, or fewer where a map has fewer channels, but enough to fill 32 bits.
         """
         if itemsize == 4:
             return self.lanes if channels >= self.lanes else 1

@@ -35,7 +35,7 @@ class Epilogue:
 
 
 def in_steps(node: Node, y: Layout) -> tuple[Layout, Epilogue, float]:
-    """How a kernel may store a node's output if it counts in steps of y's grid already: (y, epilogue, length of a step).
+    """How a kernel whose sums count steps of y's grid stores a node's output: (y, epilogue, length of a step).
 
     So scales are in the constants, and layers that differ in nothing else share their code.
     """

@@ -28,9 +28,8 @@ class NCHWRowConv(NCHWConv):
 
     @classmethod
     def stored(cls, machine: Machine) -> str:
-        return (
-            "bfloat16" if machine.dtype == "bfloat16" else "float32"
-        )  # a classifier is bound by the memory that its weights come from
+        # A classifier is bound by the memory that its weights come from.
+        return "bfloat16" if machine.dtype == "bfloat16" else "float32"
 
     @classmethod
     def fits(cls, work: Workload, machine: Machine) -> bool:

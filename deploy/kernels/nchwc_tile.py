@@ -35,11 +35,8 @@ def multiply(
         strip = Strip(tuple((0, r) for r in range(len(strip.pixels))), ())
     places = [(x, read, reads(strip, taps, source))]
     if gather:
-        planes, near, window = (
-            gather.planes(),
-            gather.gathered(source.dtype),
-            Window.of(strip, taps, source, gather.width),
-        )
+        planes, near = gather.planes(), gather.gathered(source.dtype)
+        window = Window.of(strip, taps, source, gather.width)
         gather.transpose(window, x, read, source.block_stride, planes)
         places.append((near, 0, [gather.dot * pixel for pixel in window.taken]))
 

@@ -5,8 +5,8 @@ A weight (O, C, kh, kw) is a matrix of O rows and C * kh * kw columns. For the r
     y[row, pixel] = epilogue(bias[row] + sum over the group's columns k of weight[k, row] * x[offset[k] + pixel])
 
 What a column is (a channel, or a tap of a channel) and where it lies is wholly in `offset`, so a pointwise, a 3x3 and a
-strided convolution are the same code. Where the processor multiplies narrow numbers in pairs, a column is two channels. A dense layer is one whose groups all keep every column: then one list of offsets
-serves every group.
+strided convolution are the same code. Of narrow numbers a column is several channels, whose products the processor sums
+up by itself. A dense layer is one whose groups all keep every column: then one list of offsets serves every group.
 """
 
 from collections.abc import Callable
@@ -124,9 +124,10 @@ def pack(
 
     columns: of each group, or of all of them together if dense; `places` entries a group. dtype: of the weights; those
     of a column of several channels are put into an int32. grid: whose steps the weights, int8, are multiplied with;
-    then there are a scale and a start of every row, too, for sums in units of `unit`. Every entry gets whole steps of `unroll`
-    columns, and the last group whole `group` rows: what is missing is filled with zero weights. The columns of an entry
-    are those from step pointer[entry] to pointer[entry + 1].
+    then there are a scale and a start of every row, too. unit: of what comes out.
+
+    Every entry gets whole steps of `unroll` columns, and the last group whole `group` rows: what is missing is filled
+    with zero weights. The columns of an entry are those from step pointer[entry] to pointer[entry + 1].
     """
     rows, channels, *_ = node.weight.shape
     group, unroll, dot = schedule.group, schedule.unroll, columns[0].channels.shape[1]

@@ -21,6 +21,7 @@ from .bounds import (
 )
 from .graph import Graph, Grid, Node
 from .operators import READERS
+from .pictures import read_pictures
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
@@ -248,6 +249,7 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
         raise ValueError(
             f"--onnx_path {path} is not a valid ONNX file ({str(error).strip().splitlines()[0]})"
         ) from error
+    pictures = read_pictures(model, path)
     model = _modern(model, path)
     try:
         reader = _Reader(model)
@@ -273,4 +275,4 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
             raise ValueError(f"{title(maker)} has an output {label!r}, which is not supported")
         if tensor == inputs[0].name:
             raise ValueError(f"{path}: the output {label!r} is the input {tensor!r} itself; nothing is left to compile")
-    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs)
+    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs, pictures)
