@@ -79,7 +79,8 @@ class Workload:
         """Whether the activation that makes the node's input keeps it at zero or above."""
         maker = next((node for node in self.graph.nodes if node.output == self.node.inputs[0]), None)
         clip = maker.activation if maker else None
-        return bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
+        clipped = bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
+        return clipped or bool(maker and maker.grid and maker.grid.zero == 0)
 
 
 def dot_of(graph: Graph, node: Conv, machine: Machine) -> int:

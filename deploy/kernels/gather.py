@@ -16,7 +16,7 @@ from ..onnx.geometry import Layout, Taps
 from ..onnx.graph import Conv, Grid
 from .emit import pick
 from .family import Schedule
-from .instructions import Narrow, interleave
+from .instructions import Narrow, interleave, turned, turns
 from .product import Columns, kept_rows
 from .tiles import Strip
 
@@ -39,6 +39,15 @@ class Gather:
     def buffers(self, prefix: str = "") -> list[tuple[str, int, str]]:
         tuples = [(f"{prefix}tuples", self.groups + 1, "int32")]
         return [*tuples, (f"{prefix}channels", self.dot * self.tuples, "int32")]
+
+    @property
+    def turned(self) -> bool:
+        """Whether pixels are interleaved as instructions.turns does it; where there are taps, they must lie in a row."""
+        return self.dot == 4 and not self.width and self.pixels % (2 * PIXELS) == 0
+
+    def place(self, pixel: int) -> int:
+        """Where a pixel of the window lies in the scratch of tuples."""
+        return self.dot * (turned(pixel) if self.turned else pixel)
 
     @property
     def bits(self) -> int:
@@ -77,9 +86,11 @@ class Gather:
             first = T.bind((pointer[group] + number) * self.dot)
             some = [T.bind(channels[first + i]) for i in range(self.dot)]
             to = T.bind(number * (self.dot * self.pixels))
-            for at in range(0, window.rows * len(window.columns), PIXELS):
-                turns = T.Shuffle([planes[T.ramp(channel + at, 1, PIXELS)] for channel in some], order)
-                T.buffer_store(gathered.buffer, turns, [T.ramp(to + self.dot * at, 1, self.dot * PIXELS)])
+            each = 2 * PIXELS if self.turned else PIXELS
+            for at in range(0, window.rows * len(window.columns), each):
+                parts = [planes[T.ramp(channel + at, 1, each)] for channel in some]
+                whole = turns(parts) if self.turned else T.Shuffle(parts, order)
+                T.buffer_store(gathered.buffer, whole, [T.ramp(to + self.dot * at, 1, self.dot * each)])
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,28 @@ define linkonce_odr <{n} x i{bits}> @interleave_{name}_{bits}(<{n} x i{bits}> %a
   ret <{n} x i{bits}> %r
 }}
 """
+# Bytes of four vectors taken in turns, each half of 16 for itself, as the processor's instructions do it.
+_TURNS = """
+define linkonce_odr <128 x i8> @turns_32(<32 x i8> %a, <32 x i8> %b, <32 x i8> %c, <32 x i8> %d) alwaysinline {{
+  %ab0 = shufflevector <32 x i8> %a, <32 x i8> %b, <32 x i32> <{low}>
+  %ab1 = shufflevector <32 x i8> %a, <32 x i8> %b, <32 x i32> <{high}>
+  %cd0 = shufflevector <32 x i8> %c, <32 x i8> %d, <32 x i32> <{low}>
+  %cd1 = shufflevector <32 x i8> %c, <32 x i8> %d, <32 x i32> <{high}>
+  %p0 = bitcast <32 x i8> %ab0 to <16 x i16>
+  %p1 = bitcast <32 x i8> %ab1 to <16 x i16>
+  %q0 = bitcast <32 x i8> %cd0 to <16 x i16>
+  %q1 = bitcast <32 x i8> %cd1 to <16 x i16>
+  %r0 = shufflevector <16 x i16> %p0, <16 x i16> %q0, <16 x i32> <{lower}>
+  %r1 = shufflevector <16 x i16> %p0, <16 x i16> %q0, <16 x i32> <{higher}>
+  %r2 = shufflevector <16 x i16> %p1, <16 x i16> %q1, <16 x i32> <{lower}>
+  %r3 = shufflevector <16 x i16> %p1, <16 x i16> %q1, <16 x i32> <{higher}>
+  %s0 = shufflevector <16 x i16> %r0, <16 x i16> %r1, <32 x i32> <{both}>
+  %s1 = shufflevector <16 x i16> %r2, <16 x i16> %r3, <32 x i32> <{both}>
+  %t = shufflevector <32 x i16> %s0, <32 x i16> %s1, <64 x i32> <{all}>
+  %bytes = bitcast <64 x i16> %t to <128 x i8>
+  ret <128 x i8> %bytes
+}}
+"""
 _WIDTHS = (2, 4, 8, 16, 32)
 
 
@@ -100,8 +122,21 @@ def instructions(machine: Machine) -> str:
         order = [f"i32 {i // 2 + i % 2 * n}" for i in range(2 * n)]
         for name, some in (("low", order[:n]), ("high", order[n:])):
             shuffles.append(_INTERLEAVE.format(n=n, bits=bits, name=name, order=", ".join(some)))
+    shuffles.append(_TURNS.format(**_turns()))
     dots = [text for feature, text in _DOT.items() if feature in machine.features]
     return "".join([*(text.format(n=n) for text in (_ROUND, _STEPS) for n in _WIDTHS), *shuffles, *dots])
+
+
+def _turns() -> dict[str, str]:
+    """The orders of _TURNS: those of the halves of two vectors of `each` numbers that are put together."""
+
+    def halves(each: int, first: int) -> list[int]:
+        n = each // 2
+        return [half * n + first + i // 2 + i % 2 * each for half in range(2) for i in range(n)]
+
+    orders = {"low": halves(32, 0), "high": halves(32, 8), "lower": halves(16, 0), "higher": halves(16, 4)}
+    orders |= {"both": range(32), "all": range(64)}
+    return {name: ", ".join(f"i32 {i}" for i in order) for name, order in orders.items()}
 
 
 def _kind(dtype: str, lanes: int) -> str:
@@ -145,6 +180,15 @@ def interleave(a, b, bits: int) -> tuple:
     """The lower halves of two registers of numbers of so many bits, taken in turns, and the upper ones."""
     kind = f"uint{bits}x{512 // bits}"
     return tuple(T.call_extern(kind, f"interleave_{name}_{bits}", a, b) for name in ("low", "high"))
+
+
+def turns(vectors: list):
+    """The bytes of four vectors of 32, taken in turns; byte i of each is in the tuple of number turned(i)."""
+    return T.call_extern("uint8x128", "turns_32", *vectors)
+
+
+def turned(i: int) -> int:
+    return i // 32 * 32 + i % 16 // 4 * 8 + i % 32 // 16 * 4 + i % 4
 
 
 def dot(total, x, y, lanes: int, kind: str):

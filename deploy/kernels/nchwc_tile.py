@@ -38,7 +38,7 @@ def multiply(
         planes, near = gather.planes(), gather.gathered(source.dtype)
         window = Window.of(strip, taps, source, gather.width)
         gather.transpose(window, x, read, source.block_stride, planes)
-        places.append((near, 0, [gather.dot * pixel for pixel in window.taken]))
+        places.append((near, 0, [gather.place(pixel) for pixel in window.taken]))
 
     def one(group) -> None:
         if gather:
