@@ -25,12 +25,12 @@ from deploy.codegen import build, program
 from deploy.kernels import family
 from deploy.kernels.nchw_row_conv import NCHWRowConv
 from deploy.kernels.nchwc_conv import NCHWcConv
-from deploy.onnx import blocks, graph, passes
+from deploy.onnx import blocks, graph, passes, reader
 from deploy.onnx.geometry import nchw
 from deploy.plan import cost, fusion, layout
 from deploy.runtime import processor
 from deploy.runtime.library import Library, bind
-from deploy.tuning import measure
+from deploy.tuning import measure, tune
 
 runs = pytest.mark.skipif(
     "avx512bf16" not in (processor.features() or ()), reason="this processor does not multiply bfloat16"
@@ -525,3 +525,26 @@ def test_code_for_every_processor_that_has_it(cpu):
     multiplied = [line for line in code.inspect_source("s").splitlines() if "vdpbf16ps" in line]
     assert multiplied
     assert all("zmm" in line for line in multiplied)
+
+
+@runs
+def test_one_file_of_tuning_holds_the_times_of_every_type(tmp_path, monkeypatch):
+    """A kernel in float32 bears the name of the one in bfloat16, and would be taken for as fast."""
+    asked = []
+
+    def milliseconds(graph, machine, plan, place):
+        asked.append(machine.dtype)
+        return 1.0
+
+    monkeypatch.setattr(tune, "milliseconds", milliseconds)
+    path, file, here = network_file(tmp_path / "m.onnx"), tmp_path / "tuned.json", targets.find_machine()
+    network = passes.simplify(reader.read_onnx(path))
+    for dtype in ("float32", "bfloat16", "float32", "bfloat16"):
+        aim = here.with_dtype(dtype)
+        asked.append("plan")
+        layout.make_plan(tune.MeasuredCostModel(tune.Times(file, aim), network, aim))
+    counts = {dtype: asked.count(dtype) for dtype in ("float32", "bfloat16")}
+    assert min(counts.values()) > 5
+    expected = [["plan", *[dtype] * count] for dtype, count in counts.items()]
+    assert asked == [*expected[0], *expected[1], "plan", "plan"]
+    assert len(json.loads(file.read_text())["times_ms"]) == sum(counts.values())
