@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("onnx")
@@ -147,6 +147,19 @@ def sparse_integers(rng, most: int, shape, block: int, density: float, fine: boo
     return integers(rng, most, shape) * np.repeat(keep, block, axis=0)[:rows]
 
 
+def case_of(**more) -> dict:
+    """A pointwise convolution whose groups keep pairs and single channels of 97, on 7x7 pixels."""
+    usual = {
+        "front": "none", "batch": 1, "channels": 97, "rows": 48, "kernel": (1, 1), "size": (7, 7), "stride": (1, 1),
+        "pad": (0, 0), "dilation": (1, 1), "block": 16, "density": 0.5, "fine": False, "empty": False,
+        "residual": False, "activation": None, "most": (300, 2), "gather": True, "candidate": 0, "seed": 0,
+    }  # fmt: skip
+    return usual | more
+
+
+WIDE_WINDOW = {"kernel": (3, 3), "pad": (1, 1)}
+
+
 @st.composite
 def layers(draw):
     """A convolution of any geometry, what is in front of it, and which of the candidate kernels computes it."""
@@ -159,7 +172,7 @@ def layers(draw):
     return {
         "front": draw(st.sampled_from(["none", "none", "depthwise", "expansion"])),
         "batch": draw(st.sampled_from([1, 1, 2])),
-        "channels": draw(st.sampled_from([3, 16, 17, 24, 31, 32, 33, 34, 40, 64, 97])),
+        "channels": draw(st.sampled_from([1, 3, 5, 16, 17, 24, 31, 32, 33, 34, 40, 64, 97])),
         "rows": draw(st.sampled_from([16, 17, 32, 33, 40, 48, 64, 97])),
         "kernel": kernel,
         "size": tuple(map(max, size, least)),
@@ -210,8 +223,9 @@ def network_of(case: dict) -> tuple[graph.Graph, np.ndarray]:
         conv("expand", ["a"], "e", sparse(channels, channels), activation=RELU)
         last = "e"
     if not alone:
-        weight, bias = integers(rng, 1, (channels, *kernel)), integers(rng, 3, channels)
-        nodes.append(graph.Window("slide", [last], "d", kind="conv", kernel=kernel, weight=weight, bias=bias, **window))
+        facts = {"kernel": kernel, "bias": integers(rng, 3, channels), "activation": RELU, **window}
+        weight = integers(rng, 1, (channels, *kernel))
+        nodes.append(graph.Window("slide", [last], "d", kind="conv", weight=weight, **facts))
         window, kernel, last = {}, (1, 1), "d"
     inputs = [last, "r"] if case["residual"] else [last]
     conv("conv", inputs, "y", sparse(rows, channels, kernel), activation=case["activation"], **window)
@@ -239,11 +253,7 @@ def plan_of(network: graph.Graph, machine: targets.Machine, case: dict) -> layou
     return layout.plan_of(network, machine, {node.output for node in network.nodes}, chosen)
 
 
-@runs
-@given(case=layers())
-@settings(max_examples=12, deadline=None, derandomize=True)
-def test_integers_are_multiplied_exactly(machine, case):
-    """Any rounding at a wrong place, and any channel, tap or pixel that is missed, read twice or not there."""
+def is_exact(machine, case) -> None:
     network, x = network_of(case)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion, "WIDE", (0, 0))
@@ -252,17 +262,26 @@ def test_integers_are_multiplied_exactly(machine, case):
     np.testing.assert_array_equal(compiled(network, machine, plan).run(x), oracle(network, plan, x))
 
 
-def case_of(**more) -> dict:
-    """A pointwise convolution whose groups keep pairs and single channels of 97, on 7x7 pixels."""
-    usual = {
-        "front": "none", "batch": 1, "channels": 97, "rows": 48, "kernel": (1, 1), "size": (7, 7), "stride": (1, 1),
-        "pad": (0, 0), "dilation": (1, 1), "block": 16, "density": 0.5, "fine": False, "empty": False,
-        "residual": False, "activation": None, "most": (300, 2), "gather": True, "candidate": 0, "seed": 0,
-    }  # fmt: skip
-    return usual | more
+@runs
+@example(case=case_of(**WIDE_WINDOW, size=(17, 20)))
+@example(case=case_of(**WIDE_WINDOW, stride=(2, 2), residual=True, batch=2, fine=True))
+@example(case=case_of(**WIDE_WINDOW, front="depthwise", channels=33, rows=17, empty=True))
+@example(case=case_of(**WIDE_WINDOW, front="expansion", channels=40, rows=97, size=(14, 9), stride=(2, 1)))
+@example(case=case_of(channels=33, rows=33, density=1.0, gather=False))
+@example(case=case_of(density=0.0))
+@given(case=layers())
+@settings(max_examples=5, deadline=None, derandomize=True)
+def test_integers_are_multiplied_exactly(machine, case):
+    """Any rounding at a wrong place, and any channel, tap or pixel that is missed, read twice or not there."""
+    is_exact(machine, case)
 
 
-WIDE_WINDOW = {"kernel": (3, 3), "pad": (1, 1)}
+@runs
+@pytest.mark.slow
+@given(case=layers())
+@settings(max_examples=250, deadline=None)
+def test_many_more_integers_are_multiplied_exactly(machine, case):
+    is_exact(machine, case)
 
 
 @runs
@@ -300,19 +319,20 @@ def agree_to_the_last_bit(ours: np.ndarray, right: np.ndarray) -> None:
 
 
 @runs
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_stays_none(machine, bad):
+def test_what_is_no_number_stays_none(machine):
     """Wherever float32 computes NaN or infinity from a picture, so does bfloat16."""
-    found = []
+    libraries = []
     for aim, gather in ((targets.find_machine(), False), (machine, False), (machine, True)):
         case = case_of(gather=gather, size=(5, 5))
         network, x = network_of(case)
+        libraries.append(compiled(network, aim, plan_of(network, aim, case)))
+    for bad in (np.nan, np.inf, -np.inf):
         x[0, ::7, 2, 3] = bad
-        found.append(np.isfinite(compiled(network, aim, plan_of(network, aim, case)).run(x)))
-    assert not found[0][0, :, 2, 3].all()
-    for finite in found[1:]:
-        assert not finite[~found[0]].any()
-        assert finite.sum() == finite.size - finite.shape[1]  # of all other pixels
+        usual, *narrow = (np.isfinite(library.run(x)) for library in libraries)
+        assert not usual[0, :, 2, 3].all()
+        for finite in narrow:
+            assert not finite[~usual].any()
+            assert finite.sum() == finite.size - (~finite[0, :, 2, 3]).sum()  # every other pixel is
 
 
 # whole networks
