@@ -142,7 +142,7 @@ def test_every_convolution_kernel_equals_the_oracle(case):
             return []
         kernel, *tiling = every[case["candidate"] % len(every)]
         cycles = 0 if kernel.nchwc == case["nchwc"] else 1e9
-        return [family.Schedule(kernel, case["sparse"], *tiling, pattern.density, cycles)]
+        return [family.Schedule(kernel, case["sparse"], *tiling, pattern.density, cycles=cycles)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost.CostModel, "compared", compared)

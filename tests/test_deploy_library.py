@@ -27,7 +27,7 @@ import model_tune
 from deploy import targets
 from deploy.onnx import passes, reader
 from deploy.runtime import folder as format
-from deploy.runtime import remote
+from deploy.runtime import processor, remote
 from deploy.tuning import clock, measure
 
 
@@ -55,6 +55,15 @@ def test_weights_are_stored_once_and_aligned(tmp_path):
     assert not any(part in code for part in large)
 
 
+def is_of(library, images: np.ndarray, printed: str) -> None:
+    """The example prints the five best classes of every picture, and their logits."""
+    printed = np.array([line.split() for line in printed.splitlines()], np.float64).reshape(len(images), 5, 2)
+    for picture, rows in zip(images, printed, strict=True):
+        logits = library.run(picture[None])[0]
+        assert rows[:, 0].tolist() == np.argsort(-logits)[:5].tolist()
+        np.testing.assert_allclose(rows[:, 1], np.sort(logits)[::-1][:5], rtol=1e-4)
+
+
 def test_the_example_in_cpp_prints_the_best_classes(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("needs g++")
@@ -66,11 +75,13 @@ def test_the_example_in_cpp_prints_the_best_classes(tmp_path):
     head = example.read_text().split("\n\n")[1].replace("main.cc", str(example)).replace("python", sys.executable, 1)
     ran = subprocess.run(["bash", "-ec", head], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    printed = np.array([line.split() for line in ran.stdout.splitlines()], np.float64).reshape(3, 5, 2)
-    for picture, rows in zip(images, printed, strict=True):
-        logits = made.run(picture[None])[0]
-        assert rows[:, 0].tolist() == np.argsort(-logits).tolist()
-        np.testing.assert_allclose(rows[:, 1], np.sort(logits)[::-1], rtol=1e-4)
+    is_of(made, images, ran.stdout)
+    if "avx512bf16" in (processor.features() or ()):
+        narrow = deploy.compile_onnx(tmp_path / "m.onnx", threads=1, dtype="bfloat16")
+        narrow.save(tmp_path / "narrow")
+        command = ["./classify", "narrow", "job/inputs.npy"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        is_of(narrow, images, ran.stdout)
     path = tmp_path / "job" / "deploy" / "deploy.json"
     info = json.loads(path.read_text())
     (kind, start, end), *rest = info["weights"]
