@@ -14,13 +14,16 @@ from tvm.script.ir_builder import tirx as T
 from ..onnx.blocks import Pattern, tuples
 from ..onnx.geometry import Layout, Taps
 from ..onnx.graph import Conv, Grid
+from ..targets import Machine
 from .emit import pick
-from .family import Schedule
+from .family import Schedule, Workload
 from .instructions import Narrow, interleave, turned, turns
 from .product import Columns, kept_rows
-from .tiles import Strip
+from .tiles import Strip, strips
 
 PIXELS = 16  # that are transposed, and interleaved, together
+# Cycles for so many pixels: to transpose a channel, and to interleave a tuple of channels; by the tuple's length.
+TRANSPOSE, INTERLEAVE = {2: 3.5, 4: 2.3}, {2: 2.5, 4: 3.0}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Gather:
 
     @property
     def turned(self) -> bool:
-        """Whether pixels are interleaved as instructions.turns does it; where there are taps, they must lie in a row."""
+        """Whether pixels are interleaved in instructions.turns' order; taps need them in a row."""
         return self.dot == 4 and not self.width and self.pixels % (2 * PIXELS) == 0
 
     def place(self, pixel: int) -> int:
@@ -136,11 +139,11 @@ def singles(keep: np.ndarray, channels: int, dot: int) -> tuple[np.ndarray, np.n
     return np.flatnonzero(whole), np.flatnonzero((kept & ~whole[:, None]).reshape(-1))
 
 
-def window_size(strips: tuple[Strip, ...], taps: Taps) -> tuple[int, int]:
+def window_size(tiles: tuple[Strip, ...], taps: Taps) -> tuple[int, int]:
     """(width, pixels) of the largest window of these tiles, as Gather has them."""
     if taps.kernel == (1, 1):
-        return 0, _whole(max(len(strip.pixels) for strip in strips))
-    boxes = [_box(strip, taps) for strip in strips]
+        return 0, _whole(max(len(strip.pixels) for strip in tiles))
+    boxes = [_box(strip, taps) for strip in tiles]
     width = max(columns for _, _, columns in boxes)
     return width, _whole(max(rows for rows, _, _ in boxes) * width + max(0, PIXELS - width))
 
@@ -156,14 +159,14 @@ def rounded(count: int) -> int:
 
 
 def columns_of(
-    node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray, x: Layout, taps: Taps, strips, dot: int
+    node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray, x: Layout, taps: Taps, tiles, dot: int
 ) -> tuple[Gather, list[Columns], list[np.ndarray]]:
     """The gather of a layer, the columns of every group in the map and then in the scratch, and the gather's arrays.
 
     offsets: (tuples * taps,) where each tuple of `dot` neighbouring channels lies in x.
     """
     channels, count = node.weight.shape[1], node.weight[0, 0].size
-    width, pixels = window_size(strips, taps)
+    width, pixels = window_size(tiles, taps)
     down, right = (np.arange(k) * d for k, d in zip(taps.kernel, taps.dilation, strict=True))
     of_tap = dot * (down[:, None] * width + right).reshape(-1)
     columns, gathered = [], []
@@ -188,3 +191,18 @@ def columns_of(
     every = np.concatenate(gathered)
     arrays = [np.cumsum([0, *counts]), np.pad(every, ((0, total - len(every)), (0, 0))).reshape(-1)]
     return gather, columns, [a.astype(np.int32) for a in arrays]
+
+
+def cycles(work: Workload, schedule: Schedule, machine: Machine) -> float:
+    """Of an image: to transpose every tile, and to gather channels for every group of it."""
+    taps, tiles = Taps() if work.node.depthwise else Taps.of(work.node), strips(*work.y[2:], schedule.tile)
+    steps = sum(len(strip.starts) for strip in tiles) * window_size(tiles, taps)[1] // PIXELS
+    dot, density = work.dot(machine), schedule.density
+    count = (density - density**dot) * work.x[1] / dot * -(-work.y[1] // schedule.group)
+    return steps * (work.x[1] * TRANSPOSE[dot] + count * INTERLEAVE[dot])
+
+
+def chunk_of(groups: int, tiles: int, machine: Machine) -> int:
+    """How many groups of rows a task computes: many share a transposed tile, but threads want tasks."""
+    able = [count for count in range(1, groups + 1) if groups % count == 0]
+    return max(chunk for chunk in able if chunk == 1 or tiles * groups // chunk >= 4 * machine.threads)

@@ -194,7 +194,8 @@ def turned(i: int) -> int:
 def dot(total, x, y, lanes: int, kind: str):
     """total[i] + the sum over j of x[n i + j] * y[n i + j], for the n numbers in 32 bits.
 
-    kind: bfloat16, or int8, where x is unsigned. LLVM lets the instruction read and repeat numbers from memory only as its last operand, y.
+    kind: bfloat16, or int8, where x is unsigned. LLVM lets the instruction read and repeat numbers from memory only as
+    its last operand, y.
     """
     sums = "float32" if kind == "bfloat16" else "int32"
     return T.call_extern(f"{sums}x{lanes}", f"dot_{kind}_{lanes}", total, x, y)

@@ -19,29 +19,19 @@ from ..onnx.blocks import Pattern
 from ..onnx.geometry import Layout, Polyphase, Taps
 from ..onnx.graph import Conv, Grid
 from ..targets import Machine
+from . import gather
 from .emit import by_shape, clear_halo, kernel, prefetch, scratch, tasks
 from .epilogue import Epilogue, in_steps
 from .family import Caller, ConvFamily, Expansion, Schedule, Workload, dot_of, unroll_for
-from .gather import PIXELS, Gather, window_size
-from .gather import columns_of as gathered_columns
 from .instructions import STEPS
 from .nchwc_tile import expand_rows, multiply, separable
 from .nchwc_window import pack_depthwise, tap_cycles, wide_enough
 from .product import Product, columns_of, pack
 from .tiles import Strip, strips
 
-# Cycles for 16 pixels: of a channel to transpose it, and of a tuple of channels to interleave them; by its length.
-TRANSPOSE, INTERLEAVE = {2: 3.5, 4: 2.3}, {2: 2.5, 4: 5.0}
-
 
 def _by_name(buffers: list[tuple], arguments, prefix: str = "") -> dict:
     return {name.removeprefix(prefix): buffer for (name, _, _), buffer in zip(buffers, arguments, strict=False)}
-
-
-def chunk_of(groups: int, tiles: int, machine: Machine) -> int:
-    """How many groups of rows a task computes where a tile costs something before its first one."""
-    able = [count for count in range(1, groups + 1) if groups % count == 0]
-    return max(chunk for chunk in able if chunk == 1 or tiles * groups // chunk >= 4 * machine.threads)
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ class NCHWcConv(ConvFamily):
     depthwise: tuple[Taps, Epilogue] | None = None  # in front of the pointwise convolution
     near: Layout | None = None  # the scratch that it writes
     expand: "NCHWcConv | None" = None  # in front of that; its y is a band, its tiles are those of a row
-    gather: Gather | None = None  # of single channels of a sparse layer
+    gather: gather.Gather | None = None  # of single channels of a sparse layer
     chunk: int = 1  # groups of rows that a task computes
     band: int = 0  # rows of y computed together behind an expansion
     residual: Layout | None = None
@@ -98,16 +88,7 @@ class NCHWcConv(ConvFamily):
             if schedule.sparse and work.dot(machine) > 1 and work.x[1] * work.itemsize(machine) > 2 * machine.lanes:
                 # About: where some taps of a channel are zero, all of them are gathered.
                 half = replace(schedule, gather=True, density=pattern.density)
-                yield replace(half, cycles=cls.cycles(work, half, machine) + cls.gather_cycles(work, half, machine))
-
-    @classmethod
-    def gather_cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
-        """To transpose every tile, and to pair channels for every group of it."""
-        taps, tiles = Taps() if work.node.depthwise else Taps.of(work.node), strips(*work.y[2:], schedule.tile)
-        steps = sum(len(strip.starts) for strip in tiles) * window_size(tiles, taps)[1] // PIXELS
-        dot, density = work.dot(m), schedule.density
-        tuples = (density - density**dot) * work.x[1] / dot * -(-work.y[1] // schedule.group)
-        return steps * (work.x[1] * TRANSPOSE[dot] + tuples * INTERLEAVE[dot])
+                yield replace(half, cycles=cls.cycles(work, half, machine) + gather.cycles(work, half, machine))
 
     @classmethod
     def cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
@@ -183,8 +164,8 @@ class NCHWcConv(ConvFamily):
         pattern, arrays = program.pattern(node), []
         if schedule.gather:
             taps, there = Taps() if node.depthwise else conv.taps, conv.columns_in
-            gather, columns, arrays = gathered_columns(node, pattern, schedule, offsets, there, taps, tiles, dot)
-            conv = replace(conv, gather=gather, chunk=chunk_of(gather.groups, batch * conv.tiles, m))
+            some, columns, arrays = gather.columns_of(node, pattern, schedule, offsets, there, taps, tiles, dot)
+            conv = replace(conv, gather=some, chunk=gather.chunk_of(some.groups, batch * conv.tiles, m))
         else:
             columns = columns_of(node, pattern, schedule, offsets, dot)
         weights, grid = {1: ("float32", None), 2: ("bfloat16", None), 4: ("int8", dtype)}[dot]
