@@ -19,10 +19,12 @@ from ..onnx.blocks import Pattern
 from ..onnx.geometry import Layout, Polyphase, Taps
 from ..onnx.graph import Conv, Grid
 from ..targets import Machine
-from . import gather
 from .emit import by_shape, clear_halo, kernel, prefetch, scratch, tasks
 from .epilogue import Epilogue, in_steps
 from .family import Caller, ConvFamily, Expansion, Schedule, Workload, dot_of, unroll_for
+from .gather import Gather, chunk_of
+from .gather import columns_of as gathered_columns
+from .gather import cycles as gather_cycles
 from .instructions import STEPS
 from .nchwc_tile import expand_rows, multiply, separable
 from .nchwc_window import pack_depthwise, tap_cycles, wide_enough
@@ -49,7 +51,7 @@ class NCHWcConv(ConvFamily):
     depthwise: tuple[Taps, Epilogue] | None = None  # in front of the pointwise convolution
     near: Layout | None = None  # the scratch that it writes
     expand: "NCHWcConv | None" = None  # in front of that; its y is a band, its tiles are those of a row
-    gather: gather.Gather | None = None  # of single channels of a sparse layer
+    gather: Gather | None = None  # of single channels of a sparse layer
     chunk: int = 1  # groups of rows that a task computes
     band: int = 0  # rows of y computed together behind an expansion
     residual: Layout | None = None
@@ -88,7 +90,7 @@ class NCHWcConv(ConvFamily):
             if schedule.sparse and work.dot(machine) > 1 and work.x[1] * work.itemsize(machine) > 2 * machine.lanes:
                 # About: where some taps of a channel are zero, all of them are gathered.
                 half = replace(schedule, gather=True, density=pattern.density)
-                yield replace(half, cycles=cls.cycles(work, half, machine) + gather.cycles(work, half, machine))
+                yield replace(half, cycles=cls.cycles(work, half, machine) + gather_cycles(work, half, machine))
 
     @classmethod
     def cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
@@ -164,8 +166,8 @@ class NCHWcConv(ConvFamily):
         pattern, arrays = program.pattern(node), []
         if schedule.gather:
             taps, there = Taps() if node.depthwise else conv.taps, conv.columns_in
-            some, columns, arrays = gather.columns_of(node, pattern, schedule, offsets, there, taps, tiles, dot)
-            conv = replace(conv, gather=some, chunk=gather.chunk_of(some.groups, batch * conv.tiles, m))
+            some, columns, arrays = gathered_columns(node, pattern, schedule, offsets, there, taps, tiles, dot)
+            conv = replace(conv, gather=some, chunk=chunk_of(some.groups, batch * conv.tiles, m))
         else:
             columns = columns_of(node, pattern, schedule, offsets, dot)
         weights, grid = {1: ("float32", None), 2: ("bfloat16", None), 4: ("int8", dtype)}[dot]
