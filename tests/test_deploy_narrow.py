@@ -184,8 +184,8 @@ def is_exact(machine, case) -> None:
 
 
 @runs
-@example(case=case_of(**WIDE_WINDOW, size=(17, 20), most=(3, 600)))
-@example(case=case_of(**WIDE_WINDOW, stride=(2, 2), residual=True, batch=2, fine=True))
+@example(case=case_of(**WIDE_WINDOW, size=(17, 16), candidate=3, most=(3, 600)))  # tiles of whole rows
+@example(case=case_of(**WIDE_WINDOW, size=(13, 13), stride=(2, 2), residual=True, fine=True))  # across ends of rows
 @example(case=case_of(**WIDE_WINDOW, front="depthwise", channels=33, rows=17, empty=True))
 @example(case=case_of(**WIDE_WINDOW, front="expansion", channels=40, rows=97, size=(14, 9), stride=(2, 1)))
 @example(case=case_of(channels=33, rows=33, density=1.0, gather=False, most=(3, 600)))
