@@ -8,6 +8,7 @@ from structure.constants import Constant, constant_inputs
 from structure.graph import LOGITS, SUM, Graph, Space, norms_after_convolutions
 from structure.merging import fuse_batch_norm, fuse_pointwise
 from structure.permutation import permute
+from structure.plain import SamePadding, plainify
 from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SUM",
     "Constant",
     "Graph",
+    "SamePadding",
     "Space",
     "constant_inputs",
     "evaluating",
@@ -25,6 +27,7 @@ __all__ = [
     "narrow",
     "norms_after_convolutions",
     "permute",
+    "plainify",
     "remove_branches",
     "shrink",
     "slice_channels",
