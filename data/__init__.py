@@ -29,9 +29,9 @@ DATA_SETS = {
 }
 
 # What is imported only when it is asked for, since it needs torch: name -> module.
-LATE = {"MEAN": "loader", "STD": "loader", "Loader": "loader"}
+LATE = {"Loader": "loader", "Preparation": "loader"}
 
-__all__ = ["DATA_SETS", "MEAN", "STD", "Loader", "check", "create_loaders"]
+__all__ = ["DATA_SETS", "Loader", "Preparation", "check", "create_loaders"]
 
 
 def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
@@ -46,6 +46,10 @@ def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
     request = Request(**request)
     if request.use_dali and data_set != "imagefolder":
         raise ValueError(f"--use_dali is for --data_set imagefolder: {data_set} is not decoded as it is read")
+    if request.use_dali and request.preparation.interpolation != "bilinear":
+        raise ValueError(f"--interpolation {request.preparation.interpolation}: --use_dali resizes with bilinear only")
+    if request.classes and data_set != "imagefolder":
+        raise ValueError(f"--classes {request.classes}: is for --data_set imagefolder, not {data_set}")
     return SOURCES[data_set](request)
 
 

@@ -92,7 +92,7 @@ class DaliLoader(Loader):
             images = dali.resize(images, size=[self.size, self.size])
             return dali.flip(images, horizontal=dali.as_batch(torch.tensor([p.mirrored for p in pieces]).int()))
         images = dali.decoders.image(files, **how)
-        sizes = [enlarged(height, width, self.size) for height, width, _ in shapes]
+        sizes = [enlarged(height, width, self.size, self.preparation.crop) for height, width, _ in shapes]
         images = dali.resize(images, size=dali.as_batch(torch.tensor(sizes).float()))
         corner = (torch.tensor(sizes) - self.size).div(2).round().int()  # to even, as torchvision's CenterCrop
         return dali.slice(images, start=dali.as_batch(corner), shape=[self.size, self.size], axis_names="HW")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.loader import Loader
+from data.loader import Loader, Preparation
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
 TIFF_PHOTOMETRIC = 262  # the tag that says whether zero is black or white
@@ -64,9 +64,9 @@ def chance_of(seed: int, epoch: int, number: int) -> random.Random:
     return random.Random(f"{seed} {epoch} {number}")
 
 
-def enlarged(height: int, width: int, size: int) -> tuple[int, int]:
-    """Evaluation's height and width before the centre crop: the shorter side is 256 where the crop is 224."""
-    short = round(size * 256 / 224)
+def enlarged(height: int, width: int, size: int, crop: float = 224 / 256) -> tuple[int, int]:
+    """Evaluation's height and width before the centre crop: the shorter side is 256 where the crop is 224 of 256."""
+    short = round(size / crop)
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
@@ -83,7 +83,7 @@ class FolderLoader(Loader):
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
         self._plan = _Plan()
         self._loader = DataLoader(
-            Pictures(samples, size, train, seed, skip_bad),
+            Pictures(samples, size, train, seed, skip_bad, self.preparation),
             batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -148,8 +148,17 @@ class _Plan:
 class Pictures(Dataset):
     """uint8 (size, size, 3) pictures and labels by (epoch, number)."""
 
-    def __init__(self, samples: list[tuple[str, int]], size: int, train: bool, seed: int, skip_bad: bool):
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        size: int,
+        train: bool,
+        seed: int,
+        skip_bad: bool,
+        preparation: Preparation = Preparation(),  # noqa: B008 (frozen)
+    ):
         self.samples, self.size, self.train, self.seed, self.skip_bad = samples, size, train, seed, skip_bad
+        self.mode, self.crop = preparation.interpolation, preparation.crop
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -159,17 +168,20 @@ class Pictures(Dataset):
         picture, (_, label) = readable(self.samples, number, self.skip_bad)
         if self.train:
             *box, mirrored = piece(*picture.shape[1:], chance_of(self.seed, epoch, number))
-            seen = resized(picture, *box, (self.size, self.size))
+            seen = resized(picture, *box, (self.size, self.size), self.mode)
             return (seen.flip(1) if mirrored else seen), label
-        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.size))
+        height, width = picture.shape[1:]
+        whole = resized(picture, 0, 0, height, width, enlarged(height, width, self.size, self.crop), self.mode)
         top, left = (round((extent - self.size) / 2) for extent in whole.shape[:2])
         return whole[top : top + self.size, left : left + self.size], label
 
 
-def resized(picture: Tensor, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> Tensor:
+def resized(
+    picture: Tensor, top: int, left: int, height: int, width: int, size: tuple[int, int], mode: str = "bilinear"
+) -> Tensor:
     """A box of a (3, H, W) picture as (*size, 3), as torchvision resizes it."""
     box = picture[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-    seen = torch.nn.functional.interpolate(box, size, mode="bilinear", antialias=True)  # channels_last: twice as fast
+    seen = torch.nn.functional.interpolate(box, size, mode=mode, antialias=True)  # channels_last: twice as fast
     return seen[0].permute(1, 2, 0)
 
 

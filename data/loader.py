@@ -5,13 +5,30 @@ was interrupted. So the position in the epoch is all the state there is.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures become what a network reads.
+
+    Attributes:
+        mean, std: of red, green and blue, where pixels are 0 to 1.
+        interpolation: between pixels where a picture is resized: "bilinear" or "bicubic".
+        crop: the side of evaluation's centre crop, divided by the shorter side of the resized picture.
+    """
+
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
+    interpolation: str = "bilinear"
+    crop: float = 224 / 256
 
 
 class Loader:
@@ -23,6 +40,7 @@ class Loader:
     Args:
         rank, world: of every batch, this process takes picture `rank` of each `world`.
         limit: batches an epoch at most.
+        preparation: `mean` and `std` here, the rest where pictures are resized.
 
     Raises:
         ValueError: a training batch has fewer pictures than there are processes, or there is no picture at all.
@@ -43,6 +61,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         limit: int | None = None,
+        preparation: Preparation = Preparation(),
     ):
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
         self.rank, self.world, self.limit = rank, world, limit
@@ -54,8 +73,9 @@ class Loader:
         if train:
             self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
-        self._mean = torch.tensor(MEAN, device=device) * 255
-        self._std = torch.tensor(STD, device=device) * 255
+        self.preparation = preparation
+        self._mean = torch.tensor(preparation.mean, device=device) * 255
+        self._std = torch.tensor(preparation.std, device=device) * 255
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -143,7 +163,7 @@ class ResidentLoader(Loader):
         labels: int64 (n,).
         pad: training pictures are padded by this many black pixels and cropped back at random.
         flip: training pictures are mirrored with probability one half.
-        share: rank, world and limit of a `Loader`.
+        share: rank, world, limit and preparation of a `Loader`.
     """
 
     def __init__(

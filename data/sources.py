@@ -11,9 +11,9 @@ from torch import Tensor
 
 from data.dali import DaliLoader
 from data.folder import FolderLoader, decode
-from data.loader import Loader, ResidentLoader
+from data.loader import Loader, Preparation, ResidentLoader
 from data.records import Records
-from data.trees import class_names, class_tree, unread
+from data.trees import class_names, class_tree, numbered_classes, unread
 
 CHECKED_UP_TO = 20_000  # pictures; larger sets are checked as they are read
 TRAIN_FOLDERS, VAL_FOLDERS = ("train", "ILSVRC2012_img_train"), ("val", "test")
@@ -46,11 +46,13 @@ class Request:
     rank: int = 0  # of every batch, this process takes picture `rank` of each `world`
     world: int = 1
     limit: int | None = None  # batches an epoch at most
+    preparation: Preparation = Preparation()
+    classes: Path | None = None  # a file of class names: their numbers, of which the folders may hold a part
 
     def loader_arguments(self, train: bool) -> dict:
         """The arguments that every loader takes."""
         size = self.train_batch_size if train else self.eval_batch_size
-        share = {"rank": self.rank, "world": self.world, "limit": self.limit}
+        share = {"rank": self.rank, "world": self.world, "limit": self.limit, "preparation": self.preparation}
         return {"batch_size": size, "train": train, "seed": self.seed, "device": self.device, **share}
 
 
@@ -152,8 +154,9 @@ def imagefolder(request: Request) -> Pair:
 
 def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sample]]]:
     path = _existing(request, "imagefolder")
-    classes, train = class_tree(_part(path, TRAIN_FOLDERS))
-    val_classes, val = class_tree(_part(path, VAL_FOLDERS))
+    known = numbered_classes(request.classes) if request.classes else None
+    classes, train = class_tree(_part(path, TRAIN_FOLDERS), known)
+    val_classes, val = class_tree(_part(path, VAL_FOLDERS), known)
     if classes != val_classes:
         odd = sorted(set(classes) ^ set(val_classes))
         raise ValueError(f"--data_path {path}: train and val have different classes ({', '.join(odd[:5])}, ...)")

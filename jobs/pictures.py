@@ -1,9 +1,12 @@
-"""The pictures of a run: its loaders, or only whether all pictures decode."""
+"""The pictures of a run: how they are prepared, its loaders, or only whether all pictures decode."""
+
+from dataclasses import fields
 
 import torch
 from rich.console import Console
 
 import data
+from models import libraries
 from utils.options import Options
 from utils.ranks import Ranks
 
@@ -11,6 +14,16 @@ from utils.ranks import Ranks
 def image_size(options: Options) -> int:
     """Pixels a side: what was asked for, or what the data set has."""
     return options.image_size or data.known(options.data_set).size
+
+
+def preparation(options: Options) -> data.Preparation:
+    """How pictures are prepared: as asked for, or else as the network's library says, or else as for ImageNet."""
+    names = [field.name for field in fields(data.Preparation)]
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    said = {} if asked.keys() == set(names) else libraries.preprocessing(options.arch)
+    if said.get("interpolation") not in (None, "bilinear", "bicubic"):  # timm has "random" for a few
+        del said["interpolation"]
+    return data.Preparation(**said | asked)
 
 
 def create_loaders(
@@ -76,4 +89,6 @@ def _request(options: Options, device: torch.device, screen: Console) -> dict:
         "skip_bad": options.bad_pictures == "skip",
         "use_dali": options.use_dali,
         "say": screen.print,
+        "preparation": preparation(options),
+        "classes": options.classes,
     }
