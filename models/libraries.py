@@ -26,8 +26,8 @@ LIBRARIES = ("timm", "torchvision")
 
 # These train through auxiliary classifiers and then return several outputs, where the logits alone are wanted.
 DEFAULTS = {
-    "torchvision/googlenet": {"aux_logits": False, "init_weights": True},
-    "torchvision/inception_v3": {"aux_logits": False, "init_weights": True},
+    "torchvision/googlenet": {"aux_logits": False, "init_weights": False},
+    "torchvision/inception_v3": {"aux_logits": False, "init_weights": False},
 }
 # Options of the libraries that load files or download: that is the business of --pretrained_model.
 REFUSED = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir", "hub_id")

@@ -280,7 +280,8 @@ def find_targets(graph: Graph, tied_groups: bool) -> list[Target]:
     targets, allowed = [], {SUM} if tied_groups else set()
     for space in dict.fromkeys(graph.output.values()):
         convolutions = [name for name in space.producers if isinstance(graph.modules[name], nn.Conv2d)]
-        free = not space.fixed - allowed and (tied_groups or not graph.stem.intersection(convolutions))
+        free = not space.sized and not space.fixed - allowed
+        free &= tied_groups or not graph.stem.intersection(convolutions)
         if not free or len(convolutions) < len(space.producers) or graph.head.intersection(convolutions):
             continue
         hosts = [(name, graph.norm_after(name)) for name in convolutions]

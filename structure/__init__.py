@@ -5,7 +5,7 @@ Nothing here knows a pruning method or one of our networks: only layers of `torc
 
 from structure.capture import evaluating, layer_inputs
 from structure.constants import Constant, constant_inputs
-from structure.graph import LOGITS, SUM, Graph, Space, norms_after_convolutions
+from structure.graph import LOGITS, SUM, Graph, Space, Spaces, norms_after_convolutions
 from structure.merging import fuse_batch_norm, fuse_pointwise
 from structure.permutation import permute
 from structure.plain import SamePadding, plainify
@@ -18,6 +18,7 @@ __all__ = [
     "Graph",
     "SamePadding",
     "Space",
+    "Spaces",
     "constant_inputs",
     "evaluating",
     "fuse_batch_norm",
