@@ -93,7 +93,9 @@ class ResRep(Method):
         graph = Graph(network)
         targets = find_targets(graph, self.options.tied_groups)
         if not targets:
-            raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune")
+            sums = not self.options.tied_groups and find_targets(graph, tied_groups=True)
+            hint = ": residual sums tie all of them; --tied_groups prunes those of a sum together" if sums else ""
+            raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune{hint}")
         check_plain({name: graph.modules[name] for target in targets for name, _ in target.hosts})
 
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:

@@ -79,6 +79,18 @@ def carries(node: torch.fx.Node, target: object, tensors: int) -> bool:
     return name_of(target) == STOCHASTIC_DEPTH or _is_flattening_view(node)
 
 
+def value_of(network: nn.Module, node: torch.fx.Node) -> torch.Tensor:
+    """The parameter or buffer that a node of the kind `get_attr` reads."""
+    owner, _, name = node.target.rpartition(".")
+    return getattr(network.get_submodule(owner), name)
+
+
+def needs_shape(node: torch.fx.Node) -> bool:
+    """Whether the operator, which is no module, could fail if what it reads had but one channel and pixel."""
+    is_call = node.op in ("call_function", "call_method") and not is_in(node.target, SHAPE_CALLS)
+    return is_call and not (is_in(node.target, SUM_CALLS | PRODUCT_CALLS) or carries(node, node.target, 1))
+
+
 def argument(node: torch.fx.Node, place: int, name: str, default: object = None) -> object:
     """An argument of the call, by place or by name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from structure.graph import Graph, Space, Spaces
+from structure.graph import Graph
+from structure.spaces import Space, Spaces
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from structure.constants import Constant, by_channel, constant_inputs, foldable, interpret
-from structure.graph import Graph, Space, Spaces, norms_after_convolutions
-from structure.operators import SUM_CALLS
+from structure.graph import Graph, norms_after_convolutions
+from structure.operators import SUM_CALLS, needs_shape
+from structure.spaces import Space, Spaces
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def remove_branches(network: nn.Module) -> list[str]:
     }
     used = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or any(user in used - ends for user in node.users):
+        if node.op == "output" or needs_shape(node) or any(user in used - ends for user in node.users):
             used.add(node)
     gone = {}
     for node in graph.nodes:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import models
 from pruning.method import relative_error
-from structure import SUM, Graph, living_channels, slice_channels
+from structure import SUM, Graph, living_channels, remove_branches, slice_channels
 from structure.operators import CARRY_CALLS, CARRY_MODULES
 
 CIFAR = ("resnet20", "resnet56", "vgg16_bn")
@@ -272,3 +272,24 @@ def test_files_that_are_wrongly_narrow_are_refused(narrow_file, tmp_path):
     wide = torch.cat([state["layer1.0.bn1.bias"]] * 4)
     assert "layer1.0.bn1.bias is" in refusal(state_dict=state | {"layer1.0.bn1.bias": wide})
     assert "layer1.0.bn2" in refusal(state_dict={k: t for k, t in state.items() if "layer1.0.bn2." not in k})
+
+
+def test_a_branch_stays_whose_operators_read_its_shape():
+    """Attention over pixels flattens them: a constant of one pixel in place of its first layer made it fail."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.weigh, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            weights = self.weigh(x).view(x.shape[0], 1, 36, 1).softmax(2)
+            seen = x.view(x.shape[0], 1, 4, 36).matmul(weights).view(x.shape[0], 4, 1, 1)
+            return (x + self.last(seen)).mean((2, 3))
+
+    network = Attention().eval()
+    network.last.weight.data.zero_()
+    expected = network(images(8))
+    assert remove_branches(network) == ["last"]
+    assert torch.equal(network(images(8)), expected)

@@ -294,3 +294,26 @@ def test_layers_hang_together_as_torch_pruning_says(name: str):
         assert read == set(space.consumers)
         compared += 1
     assert compared > 3
+
+
+def test_a_tensor_of_one_number_fixes_nothing():
+    """Learnable scales and shifts of whole tensors, as HGNetV2 has them behind every convolution."""
+
+    class Affine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.scale, self.shift = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            return self.last(self.scale * self.first(x) + self.shift).mean((2, 3))
+
+    network, images = Affine().eval(), torch.randn(2, 3, 4, 4)
+    assert Graph(network).output["first"].fixed == set()
+    with torch.no_grad():
+        network.first.weight[1] = 0
+        expected = network(images)
+        permute(network, {"first": torch.tensor([3, 1, 0, 2])})
+        shrink(network)
+        assert len(network.first.weight) == 3
+        torch.testing.assert_close(network(images), expected)
