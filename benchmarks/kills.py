@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -77,6 +77,7 @@ class Result:
     lost: bool
     equal: bool
     seconds: float
+    commit: str = field(default_factory=lambda: machine.describe()["commit"])  # results of several may be kept
 
 
 def main() -> None:
@@ -140,8 +141,15 @@ def disturb_tuning(job_dir: Path, folder: Path) -> Result:
         killed[moment] = int(status == -9)
         lost |= status not in (0, -9)
     lost |= call("model_tune.py", *words, folder / "disturbed") != 0
-    equal = sha256(folder / "undisturbed" / "weights.bin") == sha256(folder / "disturbed" / "weights.bin")
+    equal = packed_weights(folder / "undisturbed") == packed_weights(folder / "disturbed")
     return Result("model_tune.py", killed, lost, equal, time.perf_counter() - began)
+
+
+def packed_weights(folder: Path) -> bytes:
+    """A saved library's weights without the id of its build, which is drawn by chance."""
+    build = json.loads((folder / "deploy.json").read_text())["build_id"].encode()
+    before, _, weights = (folder / "weights.bin").read_bytes().partition(build)
+    return before + weights
 
 
 def call(script: str, *words: object, dying: tuple | None = None) -> int:
@@ -179,11 +187,12 @@ def same(whole: Path, disturbed: Path) -> bool:
 
 def report(results: list[Result]) -> str:
     """The page."""
-    rows = [["run", "killed", "when", "lost", "equal to the undisturbed run"]]
+    rows = [["run", "killed", "when", "lost", "equal to the undisturbed run", "commit"]]
     for result in results:
         when = ", ".join(f"{count} {moment}" for moment, count in result.killed.items() if count)
         killed = str(sum(result.killed.values()))
-        rows.append([result.name, killed, when, "yes" if result.lost else "no", "to the bit" if result.equal else "NO"])
+        lost, equal = "yes" if result.lost else "no", "to the bit" if result.equal else "NO"
+        rows.append([result.name, killed, when, lost, equal, result.commit])
     killed, lost = sum(sum(r.killed.values()) for r in results), sum(r.lost for r in results)
     lines = [
         "# Killed and resumed runs",
@@ -193,7 +202,8 @@ def report(results: list[Result]) -> str:
         "",
         markdown(rows),
         "- Equal: every tensor of `final.pt`, every byte of `model.onnx`, every line of `metrics.jsonl` but for the",
-        "  speed; and no half-written file is left. For `model_tune.py`: every byte of `weights.bin`.",
+        "  speed; and no half-written file is left. For `model_tune.py`: every byte of `weights.bin` but for the",
+        "  build's id.",
         f"- Every run: `imagenet.py {RUN} --export_onnx --resume`, and the method's own options.",
         f"- Command: `{command()}`",
         f"- Machine: {machine.line()}; {sum(r.seconds for r in results) / 60:.0f} minutes",

@@ -1,13 +1,15 @@
-"""Latency of block-sparse networks beside dense ONNX Runtime, dense OpenVINO and our own dense build.
+"""Latency of block-sparse networks beside dense runtimes of others, in float32 and int8, and our own dense build.
 
 python benchmarks/sparse_inference.py --threads 1 2
 python benchmarks/sparse_inference.py --layers mobilenet_v1 32 50
 
 Weights are random, since only speed and equality are asked: every network is pruned one-shot, exported, compiled, and
-proven equal to ONNX Runtime. All builds of a network take turns in one process of their own, with pauses. Interrupted,
-it goes on where it was: what `results/sparse_inference.json` holds is not measured again without --again. Writes the
-tables and figures of `results/sparse_inference.md`. --layers prints one network kernel by kernel instead; --missed
-writes `results/sparse_layers.md`, of all builds in `sparse_inference.json` that are slower than their target.
+proven equal to ONNX Runtime. All builds of a network, and the peers of `deploy/peers.py` that are installed, take turns
+in one process of their own, with pauses. The int8 peers run the dense network, quantised with random pictures.
+Interrupted, it goes on where it was: what `results/sparse_inference.json` holds of all peers is not measured again
+without --again. Writes the tables and figures of `results/sparse_inference.md`. --layers prints one network kernel by
+kernel instead; --missed writes `results/sparse_layers.md`, of all builds in `sparse_inference.json` that are slower
+than their target.
 """
 
 import argparse
@@ -31,7 +33,6 @@ from benchmarks.sparse_report import (
     DENSE,
     KNOWN,
     KNOWN_POINTS,
-    PEERS,
     POINTS,
     TARGETS,
     Point,
@@ -42,6 +43,7 @@ from benchmarks.sparse_report import (
     speed_table,
     write,
 )
+from deploy.peers import PACKAGES, PEERS
 from utils import machine
 from utils.files import save_json, save_text
 from utils.report import markdown
@@ -121,7 +123,9 @@ def image_size(options: argparse.Namespace, name: str) -> int:
 
 def covers(entry: dict | None, points: list[Point], runs: int) -> bool:
     """Whether an entry of the results holds all that is asked."""
-    return bool(entry) and entry["runs"] >= runs and {str(point) for point in points} <= entry["builds"].keys()
+    if not entry or entry["runs"] < runs or not entry.get("peer_facts", {}).keys() >= PEERS.keys():
+        return False
+    return {str(point) for point in points} <= entry["builds"].keys()
 
 
 def in_a_process(function, *arguments):
@@ -132,7 +136,7 @@ def in_a_process(function, *arguments):
 
 def circumstances() -> dict:
     where = machine.describe() | {"tunables": os.environ.get("GLIBC_TUNABLES")}
-    where["versions"] |= machine.versions(("openvino",))
+    where["versions"] |= machine.versions(PACKAGES)
     command = " ".join(["python", "benchmarks/sparse_inference.py", *sys.argv[1:]])
     return {"machine": where, "command": command, "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"}
 
@@ -180,19 +184,23 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
 
 
 def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
-    """Compile the network at every point, compare it with ONNX Runtime, and time all builds and both peers in turns."""
+    """Compile the network at every point, compare it with ONNX Runtime, and time all builds and peers in turns."""
     import tvm  # noqa: F401  # importing is not compiling
 
     import deploy
+    from deploy import peers
     from deploy.runtime import startup
     from deploy.tuning import clock, measure
 
-    pictures = np.load(files[str(DENSE)].parent / "inputs.npy")
+    dense = files[str(DENSE)]
+    pictures = np.load(dense.parent / "inputs.npy")
     shape = [1, *pictures.shape[1:]]
-    runners = {
-        "onnxruntime": measure.peer(files[str(DENSE)], threads),
-        "openvino": measure.openvino_peer(files[str(DENSE)], threads, shape),
-    }
+    int8 = deploy.quantise(dense, list(measure.batches(pictures, 1)), dense.parent / "int8.onnx")
+    runners, facts = peers.start(PEERS, dense, int8, threads, shape)
+    for name, fact in facts.items():
+        if "absent" in fact:
+            print(f"  {PEERS[name].title} is not timed: {fact['absent']}", flush=True)
+    sparse = [name for name in runners if PEERS[name].sparse]
     found = {}
     for point, file in files.items():
         start = time.perf_counter()
@@ -207,12 +215,17 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         found[point]["weight_bytes"] = (file.parent / "deploy" / "weights.bin").stat().st_size
         found[point]["start_up"] = startup.measure(file.parent / "deploy")
         runners[point] = library.run
+        if file != dense:
+            there, _ = peers.start(sparse, file, "", threads, shape)
+            runners |= {f"{name} {point}": run for name, run in there.items()}
     timers = {name: measure.timer(run) for name, run in runners.items()}
     latency = measure.race(timers, pictures[:1], runs)
     for point, build in found.items():
         build["ms"] = latency[point]
-    peers = {name: latency[name] for name in PEERS}
-    return {"peers": peers, "builds": found, "peak_gflops": clock.peak_gflops(library.machine)}
+        build["peers"] = {name: latency[f"{name} {point}"] for name in sparse if f"{name} {point}" in latency}
+    times = {name: latency[name] for name in PEERS if name in latency}
+    measured = {"peers": times, "peer_facts": facts, "builds": found}
+    return measured | {"peak_gflops": clock.peak_gflops(library.machine)}
 
 
 def work(file: Path) -> dict:

@@ -1,13 +1,16 @@
 """Tables and figures of `benchmarks/sparse_inference.py`, from what it measured.
 
-An entry is a network at an image size with a number of threads: `peers` (milliseconds of each, median and p10),
-`builds` (by point: the same, and what was proven and counted), `peak_gflops`, and how it was measured.
+An entry is a network at an image size with a number of threads: `peers` (milliseconds of each on the dense network,
+median and p10), `peer_facts` (the type that each computes in, or why it is absent), `builds` (by point: our
+milliseconds, what was proven and counted, and `peers` that make use of zero blocks), `peak_gflops`, and how it was
+measured.
 """
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from deploy.peers import PEERS
 from utils import machine
 from utils.files import atomic, save_text
 from utils.report import markdown
@@ -34,7 +37,7 @@ class Point(NamedTuple):
 
 DENSE = Point(0, 0)
 POINTS = [Point(4, 50), Point(16, 50), Point(32, 50), Point(16, 75), Point(32, 75), Point(32, 90)]
-# Times as fast as the faster dense peer, at POINTS.
+# Times as fast as the fastest dense peer in float32, at POINTS.
 TARGETS = {
     "mobilenet_v1": (1.5, 1.7, 1.9, 2.8, 3.3, 5.5),
     "mobilenet_v2": (1.4, 1.6, 1.7, 2.3, 2.6, 3.5),
@@ -44,7 +47,7 @@ TARGETS = {
 DENSE_TARGET, MEMORY_TARGET = 0.97, 1.3
 COMPILE_TARGET = {"resnet50": 60}  # seconds; 20 for all others
 COLOURS = {1: "#8c564b", 2: "#9467bd", 4: "#1f77b4", 8: "#17becf", 16: "#2ca02c", 32: "#ff7f0e"}  # by N
-PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+PEER_COLOURS = dict(zip(PEERS, ("#777777", "#bb4444", "#bb44bb", "#44aa44", "#222222", "#661111"), strict=True))
 KNOWN = "resnet20"  # whose accuracy at these points is in results/cifar10_1xn.md
 KNOWN_POINTS = [Point(N, rate) for rate in (50, 75) for N in (2, 4, 8, 16)]
 
@@ -76,12 +79,12 @@ def known(entries: list[dict], accuracy: dict[Point, float]) -> list[dict]:
 
 
 def fastest(entry: dict) -> float:
-    """Median milliseconds of the faster peer."""
-    return min(times["median"] for times in entry["peers"].values())
+    """Median milliseconds of the fastest peer in float32."""
+    return min(times["median"] for name, times in entry["peers"].items() if PEERS[name].dtype == "float32")
 
 
 def bound(entry: dict, build: dict) -> float:
-    """How many times as fast as the faster peer a build would be at the peak of all its cores."""
+    """How many times as fast as the fastest peer in float32 a build would be at the peak of all its cores."""
     return fastest(entry) * entry["peak_gflops"] / build["mflop"]
 
 
@@ -126,15 +129,30 @@ def speed_table(entries: list[dict]) -> list[list[str]]:
     table = [["network", "threads", "build", "median ms", "p10 ms", "ratio", "target", "compute bound"]]
     for entry in entries:
         head = [title(entry), str(entry["threads"])]
-        rows = [(f"{PEERS[name]}, dense", times, "", "") for name, times in entry["peers"].items()]
+        rows = [(peer_title(entry, name), times, "", "") for name, times in entry["peers"].items()]
         for point, build in builds(entry).items():
             asked = goal(entry, point)
             most = f"{bound(entry, build):.1f}"
             rows.append((f"ours, {point.label}", build["ms"], f"{asked:g}" if asked else "", most))
+            others = build.get("peers", {}).items()
+            rows += [(f"{PEERS[name].title}, {point.label}", times, "", "") for name, times in others]
         for name, times, asked, most in rows:
             told = [f"{times['median']:.3f}", f"{times['p10']:.3f}", f"{ratio(entry, times):.2f}"]
             table.append([*head, name, *told, asked, most])
     return table
+
+
+def peer_title(entry: dict, name: str) -> str:
+    """Its name, and its type where it has chosen that itself."""
+    dtype = entry.get("peer_facts", {}).get(name, {}).get("dtype", "")
+    return f"{PEERS[name].title}{f' ({dtype})' if PEERS[name].dtype == 'own choice' else ''}, dense"
+
+
+def absent(entries: list[dict]) -> str:
+    """A sentence on peers that were not timed, if there are any."""
+    facts = {name: fact for entry in entries for name, fact in entry.get("peer_facts", {}).items() if "absent" in fact}
+    told = [f"{PEERS[name].title} ({fact['absent']})" for name, fact in facts.items()]
+    return f"Not timed everywhere: {'; '.join(told)}.\n\n" if told else ""
 
 
 def cost_table(entries: list[dict]) -> list[list[str]]:
@@ -156,11 +174,12 @@ def cost_table(entries: list[dict]) -> list[list[str]]:
 def text(entries: list[dict], accuracy: dict[Point, float]) -> str:
     return f"""# Block-sparse inference
 
-Batch 1, float32. Ratio: how many times as fast as the faster of dense ONNX Runtime and dense OpenVINO (latency hint,
-float32), by medians. All builds and both peers take turns in one process, {entries[0]["runs"]} calls each in blocks of
-25 after a pause, with the same number of threads. Weights are random.
+Batch 1; ours in float32. Ratio: how many times as fast as the fastest runtime of others on the dense network in float32
+(ONNX Runtime, OpenVINO with its latency hint, MNN), by medians. All builds and peers take turns in one process,
+{entries[0]["runs"]} calls each in blocks of 25 after a pause, with the same number of threads. Weights are random.
+OpenVINO as installed chooses its type; int8 is the dense network, quantised by ONNX Runtime with random pictures.
 
-## Ratio / target
+{absent(entries)}## Ratio / target
 
 {markdown(ratio_table(entries))}
 Where a target is missed: [the time of every kernel](sparse_layers.md), [what bounds it](sparse_limits.md).
@@ -259,8 +278,9 @@ def draw_accuracy(entries: list[dict], accuracy: dict[Point, float], path: Path)
 
 
 def dashed_peers(line, entry: dict) -> None:
-    for (name, times), colour in zip(entry["peers"].items(), ("#777777", "#bb4444"), strict=True):
-        line(times["median"], color=colour, linestyle="--", linewidth=1, label=f"{PEERS[name]}, dense")
+    for name, times in entry["peers"].items():
+        colour = PEER_COLOURS[name]
+        line(times["median"], color=colour, linestyle="--", linewidth=1, label=peer_title(entry, name))
 
 
 def save(figure, path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ DATA_SETS = {
 }
 
 # What is imported only when it is asked for, since it needs torch: name -> module.
-LATE = {"Loader": "loader", "Preparation": "loader"}
+LATE = {"MEAN": "loader", "STD": "loader", "Loader": "loader"}
 
-__all__ = ["DATA_SETS", "Loader", "Preparation", "check", "create_loaders"]
+__all__ = ["DATA_SETS", "MEAN", "STD", "Loader", "check", "create_loaders", "evaluation_loaders"]
 
 
 def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
@@ -46,11 +47,44 @@ def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
     request = Request(**request)
     if request.use_dali and data_set != "imagefolder":
         raise ValueError(f"--use_dali is for --data_set imagefolder: {data_set} is not decoded as it is read")
-    if request.use_dali and request.preparation.interpolation != "bilinear":
-        raise ValueError(f"--interpolation {request.preparation.interpolation}: --use_dali resizes with bilinear only")
+    if request.use_dali and request.interpolation != "bilinear":
+        raise ValueError(f"--interpolation {request.interpolation}: --use_dali resizes with bilinear only")
     if request.classes and data_set != "imagefolder":
         raise ValueError(f"--classes {request.classes}: is for --data_set imagefolder, not {data_set}")
     return SOURCES[data_set](request)
+
+
+def evaluation_loaders(folder: "str | Path", pictures: dict, batch_size: int) -> "tuple[Loader, Loader]":
+    """The training and the validation part of a tree of class folders, both as evaluation sees them, on the CPU.
+
+    Args:
+        pictures: what is done to a picture: size, resize, interpolation, mean and std, as `Loader.preparation` gives
+            them.
+
+    Raises:
+        ValueError: in one line, what is wrong with the folder or a picture.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError("--data needs PyTorch to read pictures: pip install torch torchvision") from error
+
+    return create_loaders(
+        "imagefolder",
+        data_path=Path(folder),
+        image_size=pictures["size"],
+        resize=pictures["resize"],
+        mean=pictures["mean"],
+        std=pictures["std"],
+        interpolation=pictures.get("interpolation", "bilinear"),
+        train_batch_size=batch_size,
+        eval_batch_size=batch_size,
+        augment=False,
+        seed=0,
+        device=torch.device("cpu"),
+        workers=0,
+        skip_bad=False,
+    )
 
 
 def check(data_set: str, **request) -> list[str]:

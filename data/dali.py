@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from data.folder import chance_of, digest_of, enlarged, piece, readable
+from data.folder import chance_of, digest_of, enlarged, piece, readable, shorter_side
 from data.loader import Loader
 
 AHEAD = 2  # batches under way while one is used
@@ -17,7 +17,10 @@ DEEP_FORMATS = (".tif", ".tiff", ".ppm", ".pgm")  # DALI misreads those whose pi
 class DaliLoader(Loader):
     """The same pictures, crops and flips as a `FolderLoader`; the arguments are its own."""
 
-    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, **share):
+    def __init__(
+        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None,
+        interpolation="bilinear", **share
+    ):  # fmt: skip
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
         try:
             import nvidia.dali.experimental.dynamic as dali
@@ -27,7 +30,8 @@ class DaliLoader(Loader):
             if path.lower().endswith(DEEP_FORMATS) and _mode(path) in ("I", "F"):
                 raise ValueError(f"--use_dali: {path}: DALI misreads pixels of PIL's mode {_mode(path)}")
         dali.set_num_threads(max(workers, 1))
-        self.samples, self.size, self.skip_bad, self._dali = list(samples), size, skip_bad, dali
+        self.samples, self.skip_bad, self._dali = list(samples), skip_bad, dali
+        self.size, self.resize = size, resize or shorter_side(size)
         self._device = "cpu" if device.type == "cpu" else f"gpu:{device.index or 0}"
 
     def _digest(self) -> str:
@@ -92,7 +96,7 @@ class DaliLoader(Loader):
             images = dali.resize(images, size=[self.size, self.size])
             return dali.flip(images, horizontal=dali.as_batch(torch.tensor([p.mirrored for p in pieces]).int()))
         images = dali.decoders.image(files, **how)
-        sizes = [enlarged(height, width, self.size, self.preparation.crop) for height, width, _ in shapes]
+        sizes = [enlarged(height, width, self.resize) for height, width, _ in shapes]
         images = dali.resize(images, size=dali.as_batch(torch.tensor(sizes).float()))
         corner = (torch.tensor(sizes) - self.size).div(2).round().int()  # to even, as torchvision's CenterCrop
         return dali.slice(images, start=dali.as_batch(corner), shape=[self.size, self.size], axis_names="HW")

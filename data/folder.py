@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.loader import Loader, Preparation
+from data.loader import Loader
 
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a training crop; the published DALI pipeline's area up to 1.25 is a slip
 TIFF_PHOTOMETRIC = 262  # the tag that says whether zero is black or white
@@ -64,9 +64,13 @@ def chance_of(seed: int, epoch: int, number: int) -> random.Random:
     return random.Random(f"{seed} {epoch} {number}")
 
 
-def enlarged(height: int, width: int, size: int, crop: float = 224 / 256) -> tuple[int, int]:
-    """Evaluation's height and width before the centre crop: the shorter side is 256 where the crop is 224 of 256."""
-    short = round(size / crop)
+def shorter_side(size: int) -> int:
+    """What evaluation resizes the shorter side to, where nothing else is said: 256 where the crop is 224."""
+    return round(size * 256 / 224)
+
+
+def enlarged(height: int, width: int, short: int) -> tuple[int, int]:
+    """Evaluation's height and width before the centre crop, of which the shorter one is `short`."""
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
@@ -76,14 +80,31 @@ class FolderLoader(Loader):
     Args:
         samples: (path or `Encoded`, label) of every picture, in a sequence that may read them when asked.
         size: height and width of what is yielded.
+        resize: the shorter side before evaluation's centre crop; default: 256 where the crop is 224.
         skip_bad: a picture that does not decode is replaced by the next one instead of stopping the run.
     """
 
-    def __init__(self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, **share):
+    def __init__(
+        self,
+        samples,
+        size,
+        classes,
+        batch_size,
+        train,
+        seed,
+        device,
+        workers=0,
+        skip_bad=False,
+        resize=None,
+        interpolation="bilinear",
+        **share,
+    ):
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
+        self.interpolation = interpolation
+        self.size, self.resize = size, resize or shorter_side(size)
         self._plan = _Plan()
         self._loader = DataLoader(
-            Pictures(samples, size, train, seed, skip_bad, self.preparation),
+            Pictures(samples, size, train, seed, skip_bad, self.resize, interpolation),
             batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -155,10 +176,11 @@ class Pictures(Dataset):
         train: bool,
         seed: int,
         skip_bad: bool,
-        preparation: Preparation = Preparation(),  # noqa: B008 (frozen)
+        resize: int,
+        mode: str = "bilinear",
     ):
         self.samples, self.size, self.train, self.seed, self.skip_bad = samples, size, train, seed, skip_bad
-        self.mode, self.crop = preparation.interpolation, preparation.crop
+        self.resize, self.mode = resize, mode
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -170,8 +192,7 @@ class Pictures(Dataset):
             *box, mirrored = piece(*picture.shape[1:], chance_of(self.seed, epoch, number))
             seen = resized(picture, *box, (self.size, self.size), self.mode)
             return (seen.flip(1) if mirrored else seen), label
-        height, width = picture.shape[1:]
-        whole = resized(picture, 0, 0, height, width, enlarged(height, width, self.size, self.crop), self.mode)
+        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.resize), self.mode)
         top, left = (round((extent - self.size) / 2) for extent in whole.shape[:2])
         return whole[top : top + self.size, left : left + self.size], label
 

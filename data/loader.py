@@ -6,29 +6,12 @@ was interrupted. So the position in the epoch is all the state there is.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How pictures become what a network reads.
-
-    Attributes:
-        mean, std: of red, green and blue, where pixels are 0 to 1.
-        interpolation: between pixels where a picture is resized: "bilinear" or "bicubic".
-        crop: the side of evaluation's centre crop, divided by the shorter side of the resized picture.
-    """
-
-    mean: Sequence[float] = MEAN
-    std: Sequence[float] = STD
-    interpolation: str = "bilinear"
-    crop: float = 224 / 256
 
 
 class Loader:
@@ -40,15 +23,22 @@ class Loader:
     Args:
         rank, world: of every batch, this process takes picture `rank` of each `world`.
         limit: batches an epoch at most.
-        preparation: `mean` and `std` here, the rest where pictures are resized.
+        mean, std: what is subtracted from the channels of pictures (0 to 1), and what they are divided by.
 
     Raises:
         ValueError: a training batch has fewer pictures than there are processes, or there is no picture at all.
 
     Attributes:
         classes: class names; a label is an index into them.
+        size: height and width of what is yielded.
+        resize: evaluation resizes the shorter side to this before it cuts the centre out.
+        interpolation: between pixels, where pictures are resized: "bilinear" or "bicubic".
         epoch, batch: the position, in batches already yielded.
     """
+
+    size: int
+    resize: int
+    interpolation = "bilinear"
 
     def __init__(
         self,
@@ -61,7 +51,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         limit: int | None = None,
-        preparation: Preparation = Preparation(),
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ):
         self.count, self.classes, self.train, self.seed, self.device = count, classes, train, seed, device
         self.rank, self.world, self.limit = rank, world, limit
@@ -73,9 +64,9 @@ class Loader:
         if train:
             self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
-        self.preparation = preparation
-        self._mean = torch.tensor(preparation.mean, device=device) * 255
-        self._std = torch.tensor(preparation.std, device=device) * 255
+        self.mean, self.std = list(mean), list(std)
+        self._mean = torch.tensor(mean, device=device) * 255
+        self._std = torch.tensor(std, device=device) * 255
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -114,6 +105,16 @@ class Loader:
             yield from self._on_device(self._order()[:pictures].split(self.batch_size))
         finally:
             self.epoch = position
+
+    def spread(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of `pictures` pictures, at even distances in the order in which they are stored: of all classes."""
+        numbers = torch.linspace(0, self.count - 1, min(pictures, self.count)).round().long()
+        yield from self._on_device(numbers.split(self.batch_size))
+
+    def preparation(self) -> dict[str, object]:
+        """What evaluation does to a picture, and the names of the classes: what travels with an exported network."""
+        facts = {"size": self.size, "resize": self.resize, "interpolation": self.interpolation, "crop": "center"}
+        return facts | {"mean": self.mean, "std": self.std, "classes": self.classes}
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}
@@ -163,7 +164,7 @@ class ResidentLoader(Loader):
         labels: int64 (n,).
         pad: training pictures are padded by this many black pixels and cropped back at random.
         flip: training pictures are mirrored with probability one half.
-        share: rank, world, limit and preparation of a `Loader`.
+        share: rank, world, limit, mean and std of a `Loader`.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class ResidentLoader(Loader):
     ):
         super().__init__(len(images), classes, batch_size, train, seed, device, **share)
         self.pad, self.flip = (pad, flip) if train else (0, False)
-        self.size = images.shape[1]
+        self.size = self.resize = images.shape[1]  # pictures are used as they are
         self.images = torch.nn.functional.pad(images, (0, 0, *[self.pad] * 4)).to(device)
         self.labels = labels.to(device)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.dali import DaliLoader
 from data.folder import FolderLoader, decode
-from data.loader import Loader, Preparation, ResidentLoader
+from data.loader import MEAN, STD, Loader, ResidentLoader
 from data.records import Records
 from data.trees import class_names, class_tree, numbered_classes, unread
 
@@ -46,14 +46,24 @@ class Request:
     rank: int = 0  # of every batch, this process takes picture `rank` of each `world`
     world: int = 1
     limit: int | None = None  # batches an epoch at most
-    preparation: Preparation = Preparation()
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
+    resize: int | None = None  # the shorter side before evaluation's centre crop; default: 256 where the crop is 224
+    interpolation: str = "bilinear"  # where pictures of folders are resized
     classes: Path | None = None  # a file of class names: their numbers, of which the folders may hold a part
+    augment: bool = True  # else the training pictures, too, are seen as evaluation sees them
 
     def loader_arguments(self, train: bool) -> dict:
         """The arguments that every loader takes."""
+        train = train and self.augment
         size = self.train_batch_size if train else self.eval_batch_size
-        share = {"rank": self.rank, "world": self.world, "limit": self.limit, "preparation": self.preparation}
+        share = {"rank": self.rank, "world": self.world, "limit": self.limit, "mean": self.mean, "std": self.std}
         return {"batch_size": size, "train": train, "seed": self.seed, "device": self.device, **share}
+
+    def folder_arguments(self) -> dict:
+        """The further arguments of loaders that decode pictures as they are needed."""
+        own = {"size": self.image_size, "resize": self.resize, "interpolation": self.interpolation}
+        return own | {"workers": self.workers, "skip_bad": self.skip_bad}
 
 
 def digits(request: Request) -> Pair:
@@ -145,8 +155,7 @@ def _tiny_imagenet_parts(request: Request) -> tuple[list[str], dict[bool, list[S
 def imagefolder(request: Request) -> Pair:
     """Any `train/ val/` (or `test/`) tree of class folders: random area 0.08 to 1 and flips, or the centre crop."""
     classes, parts = _imagefolder_parts(request)
-    make = partial(DaliLoader if request.use_dali else FolderLoader, size=request.image_size, classes=classes)
-    make = partial(make, workers=request.workers, skip_bad=request.skip_bad)
+    make = partial(DaliLoader if request.use_dali else FolderLoader, classes=classes, **request.folder_arguments())
     return tuple(
         make(_checked(samples, request), **request.loader_arguments(train)) for train, samples in parts.items()
     )
@@ -166,8 +175,7 @@ def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sam
 def lmdb(request: Request) -> Pair:
     """`train.lmdb` and `val.lmdb`, seen as an imagefolder's pictures; a class a line in `classes.txt`, or 1000."""
     classes, parts = _lmdb_parts(request)
-    make = partial(FolderLoader, size=request.image_size, classes=classes, workers=request.workers)
-    make = partial(make, skip_bad=request.skip_bad)
+    make = partial(FolderLoader, classes=classes, **request.folder_arguments())
     return tuple(make(records, **request.loader_arguments(train)) for train, records in parts.items())
 
 

@@ -28,26 +28,38 @@ def compile_onnx(
     dense: bool = False,
     image_size: tuple[int, int] | None = None,
     tune: str | Path | None = None,
+    dtype: str = "float32",
 ) -> Compiled:
     """Compile the network in an ONNX file.
 
     target: native, a row of targets.TARGETS, or any TVM target. threads: as many as there are cores if not said. batch:
     fixes a batch that the file leaves open. sparsity: the least fraction of zero blocks a layer needs to be compiled
     sparse. dense: compile every layer dense. image_size: fixes height and width that the file leaves open.
-    tune: choose kernels by measuring, and keep what was measured in this file.
+    tune: choose kernels by measuring, and keep what was measured in this file. dtype: of weights and maps.
     ValueError, of one line, for whatever is wrong with these or the file.
     """
     graph = simplify(read_onnx(path, batch, image_size))
-    return compile_graph(graph, path, target, threads, sparsity, dense, tune=tune)
+    return compile_graph(graph, path, target, threads, sparsity, dense, tune=tune, dtype=dtype)
 
 
 def compile_graph(
-    graph: Graph, path, target="native", threads=None, sparsity=0.0, dense=False, dump=forget, tune=None, device=None
+    graph: Graph,
+    path,
+    target="native",
+    threads=None,
+    sparsity=0.0,
+    dense=False,
+    dump=forget,
+    tune=None,
+    device=None,
+    dtype="float32",
 ) -> Compiled:
     """As compile_onnx, for the graph read from `path`.
 
     dump(name, program) sees the program on its way. device: the `remote.Device` that tuning measures on.
     """
+    if dtype != "float32":
+        raise ValueError(f"--dtype {dtype}: networks are compiled in float32")
     threads = threads or machine.cores()
     aim = find_machine(target)
     from .codegen import build, program  # late: if TVM is missing, find_machine has said so
@@ -74,6 +86,7 @@ def compile_graph(
         "input": {"name": graph.input, "shape": list(graph.shapes[graph.input])},
         "output": outputs[0],
         "outputs": outputs,
+        "pictures": graph.pictures,
         "layers": made.layers,
     }
     return build.Compiled(executable, weights, info)

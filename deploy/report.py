@@ -7,19 +7,16 @@ from pathlib import Path
 
 from utils import machine
 
-TITLES = {
-    "onnxruntime_dense": "ONNX Runtime, dense",
-    "openvino_dense": "OpenVINO, dense",
+from . import peers
+
+TITLES = {name: peer.title + (", dense" if not peer.sparse else "") for name, peer in peers.PEERS.items()} | {
     "tvm_dense": "TVM, dense (every block kept)",
     "tvm_sparse": "TVM, block sparse",
 }
-PACKAGES = ("apache-tvm", "onnx", "onnxruntime", "openvino", "numpy")
+PACKAGES = ("apache-tvm", "onnx", *peers.PACKAGES, "numpy")
 # What the sparse library is compared with: field of "speedup" -> (field of "latency_ms", name).
-RIVALS = {
-    "vs_onnxruntime": ("onnxruntime_dense", "ONNX Runtime"),
-    "vs_openvino": ("openvino_dense", "OpenVINO"),
-    "vs_tvm_dense": ("tvm_dense", "dense TVM"),
-}
+RIVALS = {f"vs_{name.removesuffix('_dense')}": (name, peer.title) for name, peer in peers.PEERS.items()}
+RIVALS |= {"vs_tvm_dense": ("tvm_dense", "dense TVM")}
 NOISE = 1.03  # medians closer than this are called equal
 
 
@@ -33,7 +30,7 @@ def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
     """`info` and what was proven and measured: the contents of deploy.json.
 
     found: measured_on (None: nowhere), proven_by, max_relative_error, top1_agreement, latency_ms of the runtimes timed,
-    and which of them is saved.
+    what is known of the peers, which library is saved, and, of pictures whose class is known, validation.
     """
     latency, speedup = found["latency_ms"], {}
     for key, (rival, _) in RIVALS.items():
@@ -43,6 +40,7 @@ def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
         **{key: value for key, value in info.items() if key != "layers"},  # they are long, and come behind the figures
         "tolerance": tolerance,
         **found,
+        "validation": found.get("validation"),
         "runs": runs if latency else 0,
         "speedup": speedup,
         "layers": info["layers"],
@@ -83,10 +81,12 @@ def proof(info: dict) -> str:
 
 def measured(info: dict) -> list[str]:
     """The lines of deploy.md about a library that was run."""
-    m, start = info["machine"], info.get("start_up")
+    m, start, said = info["machine"], info.get("start_up"), info["peers"]
     where = f"{info['measured_on']}, by its own clock"
     if info["measured_on"] == "this computer":
         where = f"{m['cpu']}, {m['cores']} cores"
+    absent = [f"{peers.PEERS[name].title} ({fact['absent']})" for name, fact in said.items() if "absent" in fact]
+    chosen = [fact["dtype"] for name, fact in said.items() if name == "openvino_default" and "dtype" in fact]
     ratios = [f"{ratio:.2f}x over {RIVALS[key][1]}" for key, ratio in info["speedup"].items()]
     lines = [
         f"The library is {proof(info)}.",
@@ -100,12 +100,28 @@ def measured(info: dict) -> list[str]:
         f"Measured on {where}: {info['threads']} thread(s) for each, {info['runs']} calls each, in turn, in one"
         " process, with pauses.",
     ]
+    lines += [f"OpenVINO as installed computes in {dtype} here." for dtype in chosen]
+    lines += [f"Not timed: {'; '.join(absent)}."] if absent else []
     if start:
         lines.append(
             f"Start-up: loaded in {start['load_ms']:.0f} ms, first output after {start['first_ms']:.0f} ms. Memory:"
             f" {start['peak_mib']:.1f} MiB at the most, {start['weights_mib']:.1f} MiB of it weights."
         )
     return lines
+
+
+def validated(info: dict) -> list[str]:
+    """The lines of deploy.md about pictures whose class is known."""
+    found = info["validation"]
+    agreement = {name: f"{share:.2f} %" for name, share in found["agreement"].items()}
+    return [
+        "",
+        f"Top-1 on the {found['pictures']} validation pictures of `{found['data']}`:",
+        "",
+        "| runtime | top-1 | same class as the library |",
+        "|---|---|---|",
+        *(f"| {TITLES[name]} | {top1:.2f} % | {agreement.get(name, '')} |" for name, top1 in found["top1"].items()),
+    ]
 
 
 def profile_table(found: dict) -> list[str]:
@@ -130,6 +146,7 @@ def markdown(info: dict) -> str:
         "",
         verdict(info),
         *(measured(info) if info["measured_on"] else []),
+        *(validated(info) if info["validation"] else []),
         "",
         f"Input {info['input']['shape']}, target `{info['target']}`. Kernels chosen {how}.",
         f"Versions: {', '.join(f'{name} {number}' for name, number in v.items())}. Date: {info['date']}.",
@@ -165,4 +182,7 @@ def show(info: dict) -> None:
             table.add_row(TITLES[name], f"{t['median']:.3f}", f"{t['p10']:.3f}", ratio)
         console.print(table)
         console.print(proof(info))
+    if info["validation"]:
+        told = [f"{TITLES[name]}: {top1:.2f} %" for name, top1 in info["validation"]["top1"].items()]
+        console.print(f"top-1 on {info['validation']['pictures']} validation pictures: {'; '.join(told)}")
     console.print(verdict(info))

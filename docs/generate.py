@@ -40,7 +40,7 @@ def text() -> str:
         names = [f"`{name}`" for name, row in METHODS.items() if issubclass(row.options, owner)]
         lines += [f"### {', '.join(names)}\n", f"{owner.__doc__.strip().splitlines()[0]}\n", table(fields)]
     lines.append("## `model_tune.py`\n")
-    for owner, fields in sections_of(model_tune.Options).items():
+    for owner, fields in (sections_of(model_tune.Options) | sections_of(model_tune.BenchmarkOptions)).items():
         lines += [f"### {heading(owner)}\n", table(fields)]
     return "\n".join(lines)
 

@@ -1,1 +1,1 @@
-"""What `imagenet.py` does once its options are known: prune and train, evaluate a checkpoint, check pictures."""
+"""What the programs do once their options are known: prune and train, evaluate, check pictures; compile and prove."""

@@ -86,4 +86,4 @@ def check_normalisation(path: Path, said: dict, options: Options) -> None:
 def normalisation(options: Options) -> dict[str, list[float]]:
     """What is subtracted from the channels of pictures (0 to 1) and what they are divided by."""
     prepared = preparation(options)
-    return {"mean": list(prepared.mean), "std": list(prepared.std)}
+    return {"mean": prepared["mean"], "std": prepared["std"]}

@@ -81,7 +81,7 @@ def export(parts: Parts, network: nn.Module, kept: dict[str, Kept], images: torc
     """Write `model.onnx` with blocks as consecutive rows. Returns why not, for the layers where that is impossible."""
     lengths = {name: layer.N for name, layer in kept.items() if layer.in_blocks}
     network, fixed = pruning.proven_copy(network, partial(pruning.gather_blocks, lengths=lengths), images)
-    error = export_onnx(network, images, parts.options.job_dir / "model.onnx")
+    error = export_onnx(network, images, parts.options.job_dir / "model.onnx", parts.val.preparation())
     parts.screen.print(f"written: {parts.options.job_dir}/model.onnx (ONNX Runtime agrees to {error:.1e})")
     return fixed
 

@@ -1,7 +1,5 @@
 """The pictures of a run: how they are prepared, its loaders, or only whether all pictures decode."""
 
-from dataclasses import fields
-
 import torch
 from rich.console import Console
 
@@ -16,14 +14,18 @@ def image_size(options: Options) -> int:
     return options.image_size or data.known(options.data_set).size
 
 
-def preparation(options: Options) -> data.Preparation:
-    """How pictures are prepared: as asked for, or else as the network's library says, or else as for ImageNet."""
-    names = [field.name for field in fields(data.Preparation)]
-    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    said = {} if asked.keys() == set(names) else libraries.preprocessing(options.arch)
+def preparation(options: Options) -> dict[str, object]:
+    """How pictures are prepared: `mean`, `std`, `interpolation` and `resize`, evaluation's shorter side.
+
+    Each is what was asked for, or else what the network's library says, or else as for ImageNet.
+    """
+    prepared = {"mean": list(data.MEAN), "std": list(data.STD), "interpolation": "bilinear", "crop": 224 / 256}
+    asked = {name: getattr(options, name) for name in prepared if getattr(options, name) is not None}
+    said = {} if asked.keys() == prepared.keys() else libraries.preprocessing(options.arch)
     if said.get("interpolation") not in (None, "bilinear", "bicubic"):  # timm has "random" for a few
         del said["interpolation"]
-    return data.Preparation(**said | asked)
+    prepared |= said | asked
+    return prepared | {"resize": round(image_size(options) / prepared.pop("crop"))}
 
 
 def create_loaders(
@@ -89,6 +91,6 @@ def _request(options: Options, device: torch.device, screen: Console) -> dict:
         "skip_bad": options.bad_pictures == "skip",
         "use_dali": options.use_dali,
         "say": screen.print,
-        "preparation": preparation(options),
+        **preparation(options),
         "classes": options.classes,
     }

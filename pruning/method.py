@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from pruning.options import NoOptions
 from pruning.score import Calibration
@@ -135,9 +137,9 @@ def finish(method: Method, network: nn.Module, images: Tensor, tolerance: float 
     """
     method.settle(network)
     network.eval().double()
-    before = network(images.double())
+    before = outputs(network, images)
     kept = method.finish(network)
-    after = network(images.double())
+    after = outputs(network, images)
     network.float()
     _demand_equal(f"{type(method).__name__}.finish", after, before, tolerance)
     return kept
@@ -153,14 +155,32 @@ def proven_copy(network: nn.Module, change: Callable, images: Tensor, tolerance:
     Raises:
         ValueError: the outputs differ by more than `tolerance` of the largest.
     """
-    before = network.eval().double()(images.double())
+    before = outputs(network.eval().double(), images)
     changed = copy.deepcopy(network.float())
     returned = change(changed)
-    after = changed.double()(images.double())
+    after = outputs(changed.double(), images)
     changed.float()
     name = getattr(change, "func", change).__name__  # that of a partial's function
     _demand_equal(name, after, before, tolerance)
     return changed, returned
+
+
+def outputs(network: nn.Module, images: Tensor) -> Tensor:
+    """Those of a network in float64. What its code makes or keeps in float32 is converted where it is used."""
+    with _InFloat64():
+        return network(images.double())
+
+
+class _InFloat64(TorchFunctionMode):
+    """Functions are given float64 in place of float32: a convolution takes no two types of tensors."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map(_doubled, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def _doubled(value: object) -> object:
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

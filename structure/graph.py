@@ -8,6 +8,9 @@ operator that is not listed in `structure.operators` fix the order of the channe
 """
 
 import operator
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.fx
@@ -22,9 +25,18 @@ from structure.spaces import GROUPS, LOGITS, SUM, Space, Spaces
 
 
 class _Tracer(torch.fx.Tracer):
+    failed = ""  # the innermost module that could not be traced
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm | SamePadding)
         return ours or super().is_leaf_module(module, name)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict):
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(module)
+            raise
 
 
 class Graph:
@@ -51,11 +63,12 @@ class Graph:
     def __init__(self, network: nn.Module):
         self.network = network
         self.modules = dict(network.named_modules())
+        tracer = _Tracer()
         try:
             with evaluating(network):  # code that asks whether it is trained is traced as it evaluates
-                self.traced = _Tracer().trace(network)
+                self.traced = tracer.trace(network)
         except Exception as error:  # torch.fx raises many kinds of errors
-            raise ValueError(f"cannot trace {type(network).__name__}: {str(error).splitlines()[0]}") from None
+            raise ValueError(_untraceable(network, tracer.failed, error)) from None
         self.nodes = self.traced.nodes
         self.layers = {name: module for name, module in self.modules.items() if operators.is_layer(module)}
         self.stem: set[str] = set()
@@ -279,3 +292,17 @@ def norms_after_convolutions(network: nn.Module) -> dict[str, str]:
         return {}
     convolutions = [name for name, module in graph.modules.items() if isinstance(module, nn.Conv2d)]
     return {norm: name for name in convolutions if (norm := graph.norm_after(name))}
+
+
+def _untraceable(network: nn.Module, module: str, error: Exception) -> str:
+    """Where the network cannot be traced and why, in one line."""
+    torch_folder = Path(torch.__file__).parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if torch_folder not in Path(frame.filename).parents and frame.filename != __file__
+    ]
+    where = f", module {module}" if module else ""
+    where += f", line {frames[-1].lineno} of {frames[-1].filename} ({frames[-1].line})" if frames else ""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"cannot trace {type(network).__name__}{where}: {reason}"

@@ -12,6 +12,7 @@ import torch
 import models
 from benchmarks import sparse_inference, sparse_report
 from benchmarks.sparse_report import DENSE, KNOWN, Point
+from deploy.peers import PEERS
 from utils.count import count
 
 
@@ -22,9 +23,12 @@ def build(ms: float, **more) -> dict:
 
 
 def measured(points: dict[Point, float]) -> dict:
-    """What a network's process gives back: peers take 4 and 3 ms."""
-    peers = {"onnxruntime": {"median": 4.0, "p10": 3.9}, "openvino": {"median": 3.0, "p10": 2.9}}
-    return {"peers": peers, "builds": {str(point): build(ms) for point, ms in points.items()}, "peak_gflops": 200.0}
+    """What a network's process gives back: peers take 4 and 3 ms in float32, and less in narrow types."""
+    times = {"onnxruntime_dense": 4.0, "openvino_dense": 3.0, "openvino_default": 1.6, "onnxruntime_int8": 1.5}
+    facts = {name: {"dtype": "bfloat16"} if name in times else {"absent": "pip install it"} for name in PEERS}
+    peers = {name: {"median": ms, "p10": ms - 0.1} for name, ms in times.items()}
+    builds = {str(point): build(ms) for point, ms in points.items()}
+    return {"peers": peers, "peer_facts": facts, "builds": builds, "peak_gflops": 200.0}
 
 
 def entry(network: str, points: dict[Point, float], threads: int = 1, size: int = 224) -> dict:
@@ -155,6 +159,20 @@ def test_kernels_are_listed_with_their_layers(exported):
         assert float(us) > 0
     assert found == shapes
     assert len(rows) < len(costs())  # those that are alike share a row
+
+
+def test_peers_of_all_types_stand_in_the_tables_and_only_float32_is_the_measure(tmp_path):
+    one = entry("mobilenet_v1", {DENSE: 3.0, Point(4, 50): 2.0})
+    one["builds"]["4:50"]["peers"] = {"mnn": {"median": 6.0, "p10": 5.9}}
+    rows = {row[2]: row[5] for row in sparse_report.speed_table([one])}
+    assert rows["OpenVINO as installed (bfloat16), dense"] == "1.88"
+    assert rows["ONNX Runtime int8, dense"] == "2.00"
+    assert rows["ours, N=4, 50 %"] == "1.50"  # of 3 ms, not of 1.5
+    assert rows["MNN, N=4, 50 %"] == "0.50"
+    assert "Not timed everywhere: MNN (pip install it); OpenVINO int8 (pip install it)." in sparse_report.absent([one])
+    former = {key: value for key, value in one.items() if key != "peer_facts"}
+    assert sparse_inference.covers(one, [DENSE], 10)
+    assert not sparse_inference.covers(former, [DENSE], 10)  # it has the first two peers only
 
 
 def test_what_misses_its_target_is_named():

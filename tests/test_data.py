@@ -207,6 +207,38 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(slopes):
 
 
 @pytest.mark.parametrize("use_dali", [False, True])
+def test_evaluation_resizes_and_normalises_as_it_is_told(use_dali: bool, slopes):
+    """Networks of others have other numbers than ours; a default that stays somewhere costs them accuracy."""
+    from torchvision.transforms import v2
+
+    how = {"resize": 40, "mean": (0.5, 0.25, 0), "std": (1, 0.5, 0.2)}
+    images, _ = next(iter(loaders("imagefolder", slopes, size=28, use_dali=use_dali, **how)[1]))
+    reference = v2.Compose([v2.Resize(40, antialias=True), v2.CenterCrop(28)])
+    right = torch.stack([reference(decode(str(slopes / "val" / "slope" / f"{number}.png"))) for number in range(4)])
+    mean, std = (torch.tensor(how[key])[:, None, None] for key in ("mean", "std"))
+    assert torch.allclose(images * std + mean, right / 255, atol=0.01)  # DALI rounds another way
+
+
+def test_both_parts_can_be_seen_as_evaluation_sees_them(tree):
+    """Calibration must see what evaluation sees, of every class, and none of the validation pictures."""
+    facts = loaders("imagefolder", tree)[1].preparation()
+    assert (facts["size"], facts["resize"], facts["classes"]) == (32, 37, ["cat", "dog"])
+    train, val = data.evaluation_loaders(tree, facts | {"resize": 32}, 4)
+    assert (train.count, val.count) == (10, 4)
+    assert val.preparation() == facts | {"resize": 32}
+    first, second = ([images for images, _ in train] for _ in range(2))
+    assert sum(map(len, first)) == 10  # the last batch is not dropped
+    assert all(map(torch.equal, first, second))  # no crops by chance
+    spread = list(train.spread(4))
+    assert torch.cat([labels for _, labels in spread]).tolist() == [0, 0, 1, 1]
+    every = torch.cat(first)
+    assert all(any(torch.equal(image, other) for other in every) for images, _ in spread for image in images)
+    as_they_are = data.evaluation_loaders(tree, facts | {"size": 40, "resize": 40}, 4)[1]
+    picture = decode(str(tree / "val" / "cat" / "0.jpg"))  # 40 rows and 50 columns
+    assert torch.equal(pixels(next(iter(as_they_are))[0][0]).round().byte(), picture[:, :, 5:45])
+
+
+@pytest.mark.parametrize("use_dali", [False, True])
 def test_every_kind_of_picture_is_read_as_rgb(use_dali: bool, tmp_path):
     y, x = np.mgrid[0:64, 0:64]
     grey = Image.fromarray((2 * (x + y)).astype(np.uint8))

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import deploy  # noqa: E402
 import model_tune  # noqa: E402
-from deploy import targets  # noqa: E402
+from deploy import peers, targets  # noqa: E402
 from deploy.codegen import build, program  # noqa: E402
 from deploy.kernels import family, product, tiles  # noqa: E402
 from deploy.kernels.nchw_pixel_conv import NCHWPixelConv  # noqa: E402
@@ -434,7 +434,7 @@ def small_file(path: Path, block=4, x=(1, 8, 8, 8)) -> Path:
     """1x1 convolution in blocks of `block` rows -> hard-swish -> mean -> classifier."""
     rng = np.random.default_rng(0)
     weights = {
-        "w": block_weight(rng, 16, 8, (1, 1), block, 0.5, False),
+        "w": block_weight(rng, 16, x[1] if isinstance(x[1], int) else 8, (1, 1), block, 0.5, False),
         "v": rng.standard_normal((5, 16)).astype(np.float32),
     }
     nodes = [
@@ -573,14 +573,22 @@ def test_a_saved_library_runs_without_this_repository(tmp_path):
 
 
 def test_the_command_writes_what_it_proved(tmp_path, capfd, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)  # as if not installed
+    for name in ("openvino", "MNN"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if not installed
     path = small_file(tmp_path / "m.onnx")
     np.save(tmp_path / "inputs.npy", np.ones((3, 8, 8, 8), np.float32))
     assert model_tune.main(["--onnx_path", str(path), "--bsr", "4", "--bsc", "1", "--runs", "3", "--threads", "1"]) == 0
     written = json.loads((tmp_path / "deploy" / "deploy.json").read_text())
     assert written["max_relative_error"] < 1e-5
     assert written["top1_agreement"] == 1.0
-    assert set(written["latency_ms"]) == {"onnxruntime_dense", "tvm_dense", "tvm_sparse"}
+    assert set(written["latency_ms"]) == {"onnxruntime_dense", "onnxruntime_int8", "tvm_dense", "tvm_sparse"}
+    assert {name for name, fact in written["peers"].items() if "absent" in fact} == {
+        "openvino_dense",
+        "openvino_default",
+        "openvino_int8",
+        "mnn",
+    }
+    assert written["speedup"]["vs_onnxruntime_int8"] > 0
     assert {"median", "p10"} == set(written["latency_ms"]["tvm_sparse"])
     assert [layer["name"] for layer in written["layers"]] == ["conv", "classifier"]
     assert written["layers"][0]["N"] == 4
@@ -588,7 +596,9 @@ def test_the_command_writes_what_it_proved(tmp_path, capfd, monkeypatch):
     assert deploy.load(tmp_path / "deploy").run(np.zeros((1, 8, 8, 8), np.float32)).shape == (1, 5)
     told = capfd.readouterr()
     assert told.err == ""
-    assert "pip install openvino" in told.out
+    for package in ("openvino", "MNN"):
+        assert f"pip install {package}" in told.out
+        assert f"pip install {package}" in (tmp_path / "deploy" / "deploy.md").read_text()
 
 
 def test_a_file_that_onnx_runtime_cannot_read_is_proven_without_it(tmp_path, capsys):
@@ -606,24 +616,44 @@ def test_a_file_that_onnx_runtime_cannot_read_is_proven_without_it(tmp_path, cap
     told = capsys.readouterr()
     assert "ONNX Runtime is left out: " in told.out
     written = json.loads((tmp_path / "deploy" / "deploy.json").read_text())
-    assert {"tvm_dense", "tvm_sparse"} <= written["latency_ms"].keys() <= {"openvino_dense", "tvm_dense", "tvm_sparse"}
+    assert {"tvm_dense", "tvm_sparse"} <= written["latency_ms"].keys()
+    assert "absent" in written["peers"]["onnxruntime_dense"]
+    assert "cannot be quantised" in written["peers"]["onnxruntime_int8"]["absent"]
     assert written["max_relative_error"] < 1e-5
     assert "equal to onnx's reference evaluator" in (tmp_path / "deploy" / "deploy.md").read_text()
 
 
-def test_openvino_is_a_peer_where_it_is_installed(tmp_path, capsys):
-    pytest.importorskip("openvino")
-    path = small_file(tmp_path / "m.onnx")
-    assert model_tune.main(["--onnx_path", str(path), "--runs", "3", "--threads", "1"]) == 0
-    written = json.loads((tmp_path / "deploy" / "deploy.json").read_text())
-    assert written["speedup"]["vs_openvino"] > 0
-    assert "| OpenVINO, dense |" in (tmp_path / "deploy" / "deploy.md").read_text()
-    assert "x over OpenVINO," in (tmp_path / "deploy" / "deploy.md").read_text()
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_every_peer_that_is_installed_computes_the_network(tmp_path, name):
+    """A peer that is set up wrongly is fast and worthless: what each computes is compared before its time counts."""
+    peer, path = peers.PEERS[name], small_file(tmp_path / "m.onnx")
+    pytest.importorskip(peer.package)
     images = np.random.default_rng(0).standard_normal((1, 8, 8, 8)).astype(np.float32)
-    ours, theirs = measure.openvino_peer(path, 1, images.shape), measure.peer(path, 1)
-    assert measure.compare(ours, theirs, images, 1)[0] < 1e-5
-    with pytest.raises(ValueError, match="OpenVINO cannot run"):
-        measure.openvino_peer(tmp_path / "deploy" / "deploy.md", 1, images.shape)
+    int8 = deploy.quantise(path, [images], tmp_path / "int8.onnx")
+    runners, facts = peers.start([name], path, int8, 1, images.shape)
+    assert facts[name]["dtype"] in (peer.dtype, "float32", "bfloat16")
+    error, _ = measure.compare(runners[name], measure.peer(path, 1), images, 1)
+    assert error < {"float32": 1e-5}.get(facts[name]["dtype"], 0.05)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no network")
+    runners, facts = peers.start([name], broken, broken, 1, images.shape)
+    assert not runners
+    assert str(broken) in facts[name]["absent"]
+
+
+def test_the_chosen_peers_are_timed_in_turns_beside_the_libraries(tmp_path):
+    path = small_file(tmp_path / "m.onnx")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "int8.onnx").write_bytes(b"of an earlier library")
+    argv = ["--onnx_path", str(path), "--runs", "3", "--threads", "1", "--peers", "onnxruntime_int8", "openvino_dense"]
+    assert model_tune.main(argv) == 0
+    written = json.loads((tmp_path / "deploy" / "deploy.json").read_text())
+    asked = {"onnxruntime_int8", "openvino_dense"}
+    assert written["peers"].keys() == asked
+    there = {name for name in asked if "absent" not in written["peers"][name]}
+    assert written["latency_ms"].keys() == there | {"tvm_dense", "tvm_sparse"}
+    assert "| ONNX Runtime int8, dense |" in (tmp_path / "deploy" / "deploy.md").read_text()
+    assert not (tmp_path / "deploy" / "int8.onnx").exists()  # a new one's ranges would be of noise
 
 
 def test_the_command_refuses_a_library_that_differs(tmp_path, capsys):
@@ -646,6 +676,7 @@ def test_nothing_is_proven_with_values_that_are_not_finite():
 
 def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
     good = str(small_file(tmp_path / "m.onnx"))
+    three = str(small_file(tmp_path / "three.onnx", x=(1, 3, 8, 8)))
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"\x08\x09 not a network" * 20)
     n = helper.make_node
@@ -658,6 +689,13 @@ def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
         (["--onnx_path", str(unknown)], "'odd' (operator Softsign)"),
         (["--onnx_path", str(open_size)], "--image_size fixes"),
         (["--onnx_path", good, "--bsr", "8"], "--bsr 8"),
+        (["--onnx_path", good, "--peers", "tflite"], "--peers tflite: from onnxruntime_dense, "),
+        (["--onnx_path", good, "--dtype", "int8"], "--dtype int8: one of float32, bfloat16"),
+        (["--onnx_path", good, "--data", str(tmp_path)], "--data: pictures are cut to squares of three channels"),
+        (["--onnx_path", three, "--data", str(tmp_path)], "--mean is missing"),
+        (["--onnx_path", three, "--data", str(tmp_path), "--mean", "1", "--std", "1"], "--mean 1.0: must be three"),
+        (["--onnx_path", three, "--data", str(tmp_path), "--mean", *"000", "--std", *"111"], "has no folder train"),
+        (["--onnx_path", good, "--runs", "1", "--keep_float", "nothing"], "--keep_float nothing: not among"),
         (["--onnx_path", good, "--bsc", "4"], "--bsc 4"),
         (["--onnx_path", good, "--sparsity", "1.5"], "--sparsity 1.5"),
         (["--onnx_path", good, "--batch", "2"], "--batch 2"),
@@ -698,7 +736,6 @@ def test_other_processors_are_compiled_for(tmp_path):
 
 
 def test_deploy_needs_no_torch():
-    program = (
-        "import sys; sys.modules['torch'] = None; import deploy, deploy.codegen.program, model_tune"  # None: fails
-    )
+    parts = "deploy, deploy.codegen.program, model_tune, jobs.tune"
+    program = f"import sys; sys.modules['torch'] = None; import {parts}"  # importing what is None fails
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False).returncode == 0

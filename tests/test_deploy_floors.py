@@ -19,8 +19,9 @@ FLOORS = [
     {"kernels"},
     {"plan"},
     {"codegen"},
-    {"tuning", "report"},
-    {"compiler"},
+    {"tuning", "quantise", "accuracy"},
+    {"peers"},
+    {"report", "compiler", "proof"},
     {"__init__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

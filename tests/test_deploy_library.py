@@ -129,6 +129,38 @@ def test_a_network_of_several_outputs_gives_each_by_its_name(tmp_path):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
 
+PICTURES = {"size": 8, "resize": 9, "interpolation": "bilinear", "crop": "center"}
+PICTURES |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.5], "classes": [*"abcde"]}
+
+
+def says(path: Path, pictures: object) -> Path:
+    """The file, whose metadata describes its pictures."""
+    model = load_onnx(path)
+    del model.metadata_props[:]
+    model.metadata_props.add(key="pictures", value=json.dumps(pictures))
+    save_onnx(model, path)
+    return path
+
+
+def test_what_a_file_says_about_its_pictures_comes_back_from_the_library(tmp_path):
+    for pictures in (None, PICTURES):  # a file of others says nothing
+        path = small_file(tmp_path / "m.onnx")
+        deploy.compile_onnx(says(path, pictures) if pictures else path, threads=1).save(tmp_path / "out")
+        assert json.loads((tmp_path / "out" / "deploy.json").read_text())["pictures"] == pictures
+        assert deploy.load(tmp_path / "out").pictures == pictures
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], {"size": 0}, {"size": True}, {"std": [1, 0, 1]}, {"mean": [0.5]}, {"crop": "top"}]
+)
+def test_damaged_words_about_pictures_are_refused(tmp_path, wrong):
+    """They would give wrong answers without a word, or fail far from their cause."""
+    path = says(small_file(tmp_path / "m.onnx"), PICTURES | wrong if wrong else wrong)
+    with pytest.raises(ValueError, match="metadata 'pictures' does not describe pictures") as caught:
+        reader.read_onnx(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_every_kernel_is_profiled(tmp_path, capsys):
     """The rows of a network of one convolution: what it moves, and its rate on the kept weights alone."""
     path = small_file(tmp_path / "m.onnx", x=(1, 8, 16, 16))
@@ -160,6 +192,15 @@ def test_a_saved_library_is_timed_with_several_callers(tmp_path, two, capsys):
     for words in (["--benchmark", str(tmp_path)], ["--benchmark"], ["--benchmark", str(tmp_path), "--sessions", "0"]):
         assert model_tune.main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_shows_the_options_of_both_commands(capsys):
+    """--sessions was told only to those who already gave --benchmark."""
+    with pytest.raises(SystemExit):
+        model_tune.main(["--help"])
+    words = capsys.readouterr().out.split()
+    assert {"--onnx_path", "--benchmark", "--sessions"} <= set(words)
+    assert words.count("--runs") == 2  # in the example, and as an option of both
 
 
 # the folder

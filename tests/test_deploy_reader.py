@@ -95,6 +95,15 @@ DAMAGED = {  # nodes that no network has, and what is said of them
     "auto_pad": ([n("Conv", ["x", "w"], ["y"], auto_pad="WIDE")], "auto_pad 'WIDE'"),
     "reshape": ([n("Reshape", ["x", "ten"], ["y"])], "another number"),
     "training": ([n("BatchNormalization", ["x", *["six"] * 4], ["y", "m", "v"], training_mode=1)], "training mode"),
+    "dropout": ([n("Dropout", ["x", "half", "true"], ["y"])], "training mode"),
+    "mask": ([n("Dropout", ["x"], ["a", "m"]), n("Add", ["a", "m"], ["y"])], "'m' is an output that is not supported"),
+    "column": ([n("GlobalAveragePool", ["x"], ["p"]), n("Flatten", ["p"], ["f"]),
+                n("Gemm", ["f", "two", "each"], ["y"])], r"'y' \(operator Gemm\) has a bias of shape \(2, 1\)"),
+    "empty": ([n("Slice", ["x", "ten", "ten"], ["y"])], "which holds no values"),
+    "axis": ([n("Concat", ["x", "x"], ["y"], axis=2**63 - 1)], "an axis 9223372036854775807"),
+    "splits": ([n("Split", ["x"], ["y"], axis=1, num_outputs=2**40)], "num_outputs 1099511627776 and 1 outputs"),
+    "kernel": ([n("Conv", ["x", "w"], ["y"], kernel_shape=[3, 1], pads=[1, 0, 1, 0])], r"kernel_shape \[3, 1\] and a"),
+    "pads": ([n("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[0, 2, 0, 2])], "each must be less than"),
     "norm": ([n("BatchNormalization", ["x", *["three"] * 4], ["y"])], "does not fit its inputs"),
     "all": ([n("Softsign", ["x"], ["a"], name="first"), n("Relu", ["a"], ["b"]),
              n("Softmax", ["b"], ["c"], name="second"), n("MaxPool", ["x"], ["d"], kernel_shape=[0, 0]),
@@ -108,6 +117,8 @@ def test_damaged_files_are_refused_at_once_in_one_line(tmp_path, kind):
     nodes, words = DAMAGED[kind]
     values = {"far": [0, 0, 10**6, 10**6] * 2, "size": [10**6, 10**6], "ten": [10], "ones": np.ones((1, 1), np.float32)}
     values |= {"down": [0] * 6 + [10**6, 0]}
+    values |= {"half": np.float32(0.5), "true": np.True_}
+    values |= {"two": np.ones((6, 2), np.float32), "each": np.ones((2, 1), np.float32)}  # one a picture, not a feature
     values |= {"six": np.ones(6, np.float32), "three": np.ones(3, np.float32)}
     values |= {"w": np.ones((6, 6, 1, 1), np.float32), "narrow": np.ones((6, 5, 1, 1), np.float32)}
     values = {name: value for name, value in values.items() if any(name in node.input for node in nodes)}
@@ -127,12 +138,38 @@ def test_operators_of_other_domains_are_not_taken_for_onnx_ones(tmp_path):
         reader.read_onnx(path)
 
 
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_only_float32_is_taken_and_put_out(tmp_path, role):
+    """A file that declares its output as another type is none that ONNX Runtime reads."""
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, SHAPE, rank=4)
+    model = load(path)
+    getattr(model.graph, role)[0].type.tensor_type.elem_type = TensorProto.INT16
+    save(model, path)
+    with pytest.raises(ValueError, match="as INT16; only FLOAT"):
+        reader.read_onnx(path)
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 10**6, 10**6), (1, 3, 1, 10**6), (10**6, 3, 224, 224)])
 def test_inputs_of_huge_size_are_refused(tmp_path, shape):
     """They would take minutes to compile."""
     path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, shape, rank=4)
     with pytest.raises(ValueError, match="too large to be compiled"):
         reader.read_onnx(path)
+
+
+@pytest.mark.parametrize("axis", range(4), ids=["batch", "channels", "height", "width"])
+def test_a_size_of_zero_is_refused_and_a_negative_one_is_open(tmp_path, axis):
+    """A batch of 0 was taken for an open one: ONNX Runtime takes 0 pictures there, and any number where it reads -1."""
+    zero, negative = ([*SHAPE[:axis], length, *SHAPE[axis + 1 :]] for length in (0, -1))
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, zero, rank=4)
+    with pytest.raises(ValueError, match=r"^\S+ has a size of 0 in its input 'x': .*at least 1, or open$"):
+        reader.read_onnx(path, image_size=(4, 5))
+    path = onnx_file(tmp_path / "m.onnx", [n("Relu", ["x"], ["y"])], {}, negative, rank=4)
+    if axis == 1:
+        with pytest.raises(ValueError, match="leaves a size of its input 'x' open"):
+            reader.read_onnx(path, batch=2, image_size=(4, 5))
+    else:
+        assert reader.read_onnx(path, batch=2, image_size=(4, 5)).shapes["y"] == SHAPE
 
 
 def test_sums_and_products_with_itself_and_with_numbers(tmp_path):

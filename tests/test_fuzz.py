@@ -17,6 +17,8 @@ COUNTS = {
     "command lines": 40,
     "command lines of model_tune": 60,
     "pictures": 150,
+    "tune files": 40,
+    "ONNX files": 40,
 }
 
 

@@ -24,6 +24,8 @@ LATE = {
     "onnx",
     "onnxruntime",
     "openvino",
+    "nncf",
+    "MNN",
     "h5py",
 }  # imported where needed, when needed
 

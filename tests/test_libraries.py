@@ -11,7 +11,7 @@ from torch import nn
 import imagenet
 import models
 from data.folder import Pictures
-from data.loader import MEAN, Preparation
+from data.loader import MEAN
 from data.trees import class_tree
 from models import libraries
 from structure.plain import SamePadding, in_words, plainify
@@ -255,8 +255,7 @@ def test_pictures_are_cut_and_resized_as_torchvision_does(tmp_path):
     from torchvision.transforms import v2
 
     picture(tmp_path / "a.png")
-    preparation = Preparation(interpolation="bicubic", crop=0.8)
-    ours, _ = Pictures([(str(tmp_path / "a.png"), 0)], 16, False, 0, False, preparation)[0, 0]
+    ours, _ = Pictures([(str(tmp_path / "a.png"), 0)], 16, False, 0, False, 20, "bicubic")[0, 0]
     resize = v2.Resize(20, v2.InterpolationMode.BICUBIC, antialias=True)
     theirs = v2.Compose([v2.PILToTensor(), resize, v2.CenterCrop(16)])(Image.open(tmp_path / "a.png"))
     assert torch.equal(ours.permute(2, 0, 1), theirs)

@@ -52,7 +52,8 @@ OWN = {
     "stripe": "--sr --threshold --pr_unit --pr_target --freeze_weights --max_rate --schedule_end",
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
---tolerance --out --dump_dir --profile"""
+--tolerance --out --dump_dir --profile --dtype --data --mean --std --resize --calibration --quantizer --quantise_method
+--keep_float --per_tensor --peers"""
 
 
 def switched_on(cls: type) -> set[str]:

@@ -419,14 +419,51 @@ def test_what_is_not_understood_is_not_permuted():
     assert graph.stem == {"stem"}
 
 
-def test_networks_that_cannot_be_traced_are_refused_in_one_line():
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
 
-    with pytest.raises(ValueError, match="cannot trace Branching") as error:
-        Graph(Branching())
+
+class Silent(nn.Module):
+    def forward(self, x):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Branching(), r"^cannot trace Branching, line \d+ of \S+test_pruning.py \(return x if .*\): .*control flow$"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Branching())), r"^cannot trace Sequential, module 1\.0, line"),
+        (nn.Sequential(Silent()), r"module 0, line \d+ .* \(raise NotImplementedError\): NotImplementedError$"),
+    ],
+    ids=["itself", "a module", "without a message"],
+)
+def test_networks_that_cannot_be_traced_are_refused_in_one_line(network: nn.Module, words: str):
+    """The line told neither which of many modules it was, nor where in the code; and it needed a message."""
+    with pytest.raises(ValueError, match=words) as error:
+        Graph(network)
     assert "\n" not in str(error.value)
+
+
+class Constants(nn.Module):
+    """A blur and a matrix in float32 that do not belong to the network, so that its .double() leaves them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.blur = nn.Conv2d(3, 4, 3), torch.full((4, 1, 2, 2), 0.25)
+
+    def forward(self, x):
+        x = nn.functional.conv2d(self.conv(x), self.blur, groups=4)
+        return x.mean((2, 3)) @ torch.eye(4).float()
+
+
+def test_a_network_with_constants_in_float32_is_proven():
+    """The proof is in float64, where a convolution with such a constant raised a RuntimeError at the end of a run."""
+    method, network = pruning.create_method("weight", pr_target=0.5, full=True), Constants()
+    layer = nn.Sequential(network, nn.Linear(4, 2))
+    method.attach(layer)
+    assert pruning.finish(method, layer, torch.randn(2, 3, 6, 6)).keys() == {"1"}
+    assert layer(torch.randn(2, 3, 6, 6)).dtype == network.blur.dtype == torch.float32
 
 
 # --- blocks become rows -----------------------------------------------------------------------------------------------

@@ -79,6 +79,83 @@ def test_a_run_leaves_what_it_promises(pruned: Path):
     assert run["versions"]["torch"]
 
 
+def test_the_exported_file_says_how_its_pictures_are_made(pruned: Path):
+    """What evaluation did here must reach whoever deploys the file: without it, they guess the mean or the crop."""
+    from deploy.onnx.reader import read_onnx
+    from jobs.checkpoint import normalisation
+
+    size = json.loads((pruned / "summary.json").read_text())["image_size"]
+    whole = {"size": size, "resize": size, "interpolation": "bilinear", "crop": "center"}  # digits are used as they are
+    classes = {"classes": [str(digit) for digit in range(10)]}
+    assert read_onnx(pruned / "model.onnx").pictures == whole | normalisation() | classes
+
+
+def test_a_compiled_library_is_as_right_as_the_network_it_was_made_from(pruned: Path, tmp_path, capsys):
+    """Top-1 on class folders is that of the run: a wrong crop, mean, class order or a dropped picture would show."""
+    from PIL import Image
+
+    import model_tune
+    from data.sources import Request, digits
+
+    pytest.importorskip("tvm")
+    rest = {"seed": 0, "device": torch.device("cpu"), "workers": 0, "skip_bad": False}
+    request = Request(None, image_size=16, train_batch_size=1, eval_batch_size=1, **rest)
+    for part, loader in zip(("train", "val"), digits(request), strict=True):
+        chosen = range(0, loader.count, 20) if part == "train" else range(loader.count)
+        for number in chosen:
+            folder = tmp_path / "digits" / part / loader.classes[int(loader.labels[number])]
+            folder.mkdir(parents=True, exist_ok=True)
+            pad = loader.pad
+            Image.fromarray(loader.images[number, pad : pad + 16, pad : pad + 16].numpy()).save(
+                folder / f"{number}.png"
+            )
+    argv = [
+        "--onnx_path",
+        str(pruned / "model.onnx"),
+        "--out",
+        str(tmp_path / "out"),
+        "--data",
+        str(tmp_path / "digits"),
+    ]
+    argv += ["--batch", "5", "--threads", "1", "--runs", "3", "--peers", "onnxruntime_int8", "--calibration", "30"]
+    assert model_tune.main(argv) == 0
+    found = json.loads((tmp_path / "out" / "deploy.json").read_text())
+    validation, saved = found["validation"], found["saved"]
+    top1, right = validation["top1"], json.loads((pruned / "summary.json").read_text())["accuracy"]["tuned"]["top1"]
+    assert validation["pictures"] == 364  # five do not divide them
+    assert top1[saved] == pytest.approx(right, abs=0.01)
+    assert top1["onnxruntime_dense"] == pytest.approx(right, abs=0.01)
+    assert validation["agreement"]["onnxruntime_dense"] == 100
+    assert abs(top1["onnxruntime_int8"] - right) <= 1
+    assert 95 < validation["agreement"]["onnxruntime_int8"] <= 100
+    assert f"| ONNX Runtime, dense | {right:.2f} % | 100.00 % |" in (tmp_path / "out" / "deploy.md").read_text()
+    assert "top-1 on 364 validation pictures" in capsys.readouterr().out
+    assert (tmp_path / "out" / "int8.onnx").is_file()
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_a_trained_network_keeps_its_accuracy_in_int8(pruned: Path, tmp_path, method):
+    """Ranges from a few training pictures: half a per cent of the held-out digits may be lost, and no zero block."""
+    import onnx
+
+    import data
+    import deploy
+    from deploy.tuning.measure import peer
+
+    sizes = {"train_batch_size": 1, "eval_batch_size": 1, "image_size": 16}
+    rest = {"data_path": None, "seed": 0, "device": torch.device("cpu"), "workers": 0, "skip_bad": False}
+    train, val = data.create_loaders("digits", augment=False, **sizes, **rest)
+    pictures = [images.contiguous().numpy() for images, _ in train.spread(40)]
+    int8 = deploy.quantise(pruned / "model.onnx", pictures, tmp_path / "int8.onnx", method)
+    runs = [peer(path, 1) for path in (pruned / "model.onnx", int8)]
+    right = [sum(int(run(images.numpy()).argmax() == labels) for images, labels in val) for run in runs]
+    assert right[0] / val.count > 0.8
+    assert right[1] >= right[0] - 0.005 * val.count
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(int8).graph.initializer}
+    weights = [tensor for tensor in tensors.values() if tensor.dtype == np.int8 and tensor.ndim == 4]
+    assert sum((weight == 0).mean() >= 0.5 for weight in weights) == 18
+
+
 def test_the_exported_blocks_are_rows_and_the_outputs_the_networks(pruned: Path):
     import onnx
     import onnxruntime

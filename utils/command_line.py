@@ -154,14 +154,22 @@ def guess(flag: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def parse(argv: list[str], cls: type[Declared], description: str = "") -> Declared:
+def parse(argv: list[str], cls: type[Declared], description: str = "", others: tuple[type, ...] = ()) -> Declared:
     """An instance of the options class `cls` from a command line.
+
+    Args:
+        others: options classes of the program's other commands. --help shows their options, too.
 
     Raises:
         ValueError: one line with the flag, the value and the valid choices.
     """
     argv = underscored(argv)
-    parser = create_parser({heading(owner): fields for owner, fields in sections_of(cls).items()}, description)
+    sections, seen = {}, set()
+    for shown in (cls, *others) if asks_for_help(argv) else (cls,):
+        for owner, fields in sections_of(shown).items():
+            sections[heading(owner)] = [field for field in fields if field.name not in seen]
+            seen.update(field.name for field in fields)
+    parser = create_parser(sections, description)
     known = {flag for field in options_of(cls) for flag in flags_of(field)} | {"--help", *ANSWERS}
     for flag in flags_in(argv):
         if flag not in known and not asks_for_help(argv):

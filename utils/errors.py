@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterator
 
 from utils.files import unwritable
 
-LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tvm", "tvm_ffi", "openvino", "nvidia")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tvm",
+    "tvm_ffi",
+    "openvino",
+    "nncf",
+    "nvidia",
+)
 GO_ON = "--resume goes on from the last checkpoint"
 LONGEST = 400  # characters of a library's message
 # What gloo and NCCL say when the other side of a connection is gone.

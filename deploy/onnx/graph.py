@@ -84,6 +84,7 @@ class Graph:
     results: dict[str, str] = field(
         default_factory=dict
     )  # tensors by the names of the file's outputs, if not just this
+    pictures: dict | None = None  # what the file says about them
 
     @property
     def outputs(self) -> dict[str, str]:

@@ -5,69 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .graph import Activation, Affine, Concat, Conv, Mean, SlicePad, View, Window
-
-
-def name(node) -> str:
-    return node.name or node.output[0]
-
-
-def title(node) -> str:
-    return f"node {name(node)!r} (operator {node.op_type})"
-
-
-def _sliding(reader, node, kernel) -> dict:
-    """Stride, dilation, pad and output size of a convolution or pooling."""
-    a, (_, _, *size) = reader.attributes(node), reader.shape(node.input[0])
-    if len(size) != 2 or len(kernel) != 2:
-        raise ValueError(f"{title(node)} is not two-dimensional")
-    stride, dilation = tuple(a.get("strides", (1, 1))), tuple(a.get("dilations", (1, 1)))
-    pads = tuple(a.get("pads", (0, 0, 0, 0)))
-    mode = a.get("auto_pad", b"NOTSET").decode()
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if mode not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise ValueError(f"{title(node)} has auto_pad {mode!r}: NOTSET, VALID, SAME_UPPER or SAME_LOWER")
-    if mode != "NOTSET" and any(pads):
-        raise ValueError(f"{title(node)} has both auto_pad {mode} and pads: ONNX allows one of them")
-    if mode.startswith("SAME"):
-        total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, stride, reach, strict=True)]
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
-    out = []
-    for axis in range(2):
-        extra = size[axis] + pads[axis] + pads[axis + 2] - reach[axis]
-        length = (-(-extra // stride[axis]) if a.get("ceil_mode") else extra // stride[axis]) + 1
-        if a.get("ceil_mode") and (length - 1) * stride[axis] >= size[axis] + pads[axis]:
-            length -= 1  # no window starts in the padding below
-        if length < 1:
-            raise ValueError(f"{title(node)} leaves nothing of a map of {size[0]} x {size[1]}")
-        out.append(length)
-    return {"stride": stride, "dilation": dilation, "pad": pads[:2], "out": tuple(out), "pads": pads}
-
-
-def _conv(reader, node) -> None:
-    weight = reader.constant(node, 1).astype(np.float32)
-    bias = reader.constant(node, 2, np.zeros(len(weight))).astype(np.float32)
-    s = _sliding(reader, node, weight.shape[2:])
-    batch, channels = reader.shape(node.input[0])[:2]
-    groups = reader.attributes(node).get("group", 1)
-    if weight.shape[1] * groups != channels or len(weight) % groups or len(bias) != len(weight):
-        sizes = f"a weight {weight.shape} and a bias {bias.shape} in {groups} groups"
-        raise ValueError(f"{title(node)} has {sizes}, which do not fit {channels} channels")
-    common = {"bias": bias, "stride": s["stride"], "pad": s["pad"], "dilation": s["dilation"]}
-    shape = (batch, len(weight), *s["out"])
-    if groups == channels == len(weight):
-        kernel = tuple(weight.shape[2:])
-        reader.add(Window, node, node.input[:1], shape, kind="conv", kernel=kernel, weight=weight[:, 0], **common)
-        return
-    if groups > 1:  # an ordinary convolution with zeros, which the search for blocks will find
-        whole = np.zeros((len(weight), channels, *weight.shape[2:]), np.float32)
-        each = len(weight) // groups
-        for g in range(groups):
-            rows, part = slice(g * each, (g + 1) * each), channels // groups
-            whole[rows, g * part : (g + 1) * part] = weight[rows]
-        weight = whole
-    reader.add(Conv, node, node.input[:1], shape, weight=weight, **common)
+from .bounds import title
+from .graph import Activation, Affine, Concat, Conv, Mean, SlicePad, View
+from .windows import read_conv, read_pool
 
 
 def _matrix(reader, node) -> None:
@@ -78,24 +18,10 @@ def _matrix(reader, node) -> None:
         raise ValueError(f"{title(node)} is not (batch, features) times a constant matrix")
     weight = (weight if a.get("transB") else weight.T) * np.float32(a.get("alpha", 1.0))
     bias = reader.constant(node, 2, np.zeros(1)) * a.get("beta", 1.0)
+    if bias.shape[:-1] not in ((), (1,)):  # a column (B, 1) differs between pictures
+        raise ValueError(f"{title(node)} has a bias of shape {bias.shape}; only one number, or one a feature, is")
     bias = np.broadcast_to(bias.reshape(-1), len(weight)).astype(np.float32)
     reader.add(Conv, node, node.input[:1], (shape[0], len(weight)), weight=weight[:, :, None, None], bias=bias)
-
-
-def _pool(reader, node) -> None:
-    a = reader.attributes(node)
-    kernel = tuple(a["kernel_shape"])
-    s = _sliding(reader, node, kernel)
-    kind = "max" if node.op_type == "MaxPool" else "average"
-    if kind == "average" and a.get("ceil_mode"):
-        raise ValueError(f"{title(node)} rounds its size up, which is not supported for an average")
-    if kind == "average" and any(s["pads"]) and not a.get("count_include_pad"):
-        raise ValueError(f"{title(node)} averages without the padding, which is not supported")
-    if len(node.output) > 1:
-        raise ValueError(f"{title(node)} also returns indices, which is not supported")
-    sliding = {k: s[k] for k in ("stride", "pad", "dilation")}
-    shape = (*reader.shape(node.input[0])[:2], *s["out"])
-    reader.add(Window, node, node.input[:1], shape, kind=kind, kernel=kernel, **sliding)
 
 
 def _batch_norm(reader, node) -> None:
@@ -119,11 +45,11 @@ def _affine(reader, node, x: str, **fields) -> None:
 def _operand(reader, node, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A constant operand as (C,)."""
     value = np.asarray(value, np.float32)
-    channel = (1, shape[1]) + (1,) * (len(shape) - 2)
+    channel = tuple(length if axis == 1 else 1 for axis, length in enumerate(shape))
     aligned = (1,) * (len(shape) - value.ndim) + value.shape
     if len(aligned) != len(shape) or any(n not in (1, c) for n, c in zip(aligned, channel, strict=True)):
         raise ValueError(f"{title(node)} has a constant of shape {value.shape}; only one number, or one a channel, is")
-    return np.broadcast_to(value.reshape(-1), shape[1]).copy()
+    return np.broadcast_to(value.reshape(-1), int(np.prod(channel))).copy()
 
 
 def _arithmetic(reader, node) -> None:
@@ -164,12 +90,19 @@ def _clip(reader, node, a: dict) -> Activation:
     return "clip", low, high
 
 
+def _axis(node, axis: int, length: int) -> int:
+    """An axis counted from the front, of `length` axes."""
+    if not -length <= axis < length:
+        raise ValueError(f"{title(node)} has an axis {axis} of a tensor that has {length}")
+    return int(axis) % length
+
+
 def _mean(reader, node) -> None:
     shape = reader.shape(node.input[0])
     a = reader.attributes(node)
     if node.op_type == "ReduceMean":
         axes = reader.constant(node, 1, ())
-        if sorted(int(axis) % len(shape) for axis in axes) != [2, 3]:
+        if sorted(_axis(node, axis, len(shape)) for axis in axes) != [2, 3]:
             raise ValueError(f"{title(node)} is no mean over height and width")
     keep = node.op_type == "GlobalAveragePool" or a.get("keepdims", 1)
     reader.add(Mean, node, node.input[:1], shape[:2] + ((1, 1) if keep else ()))
@@ -179,7 +112,8 @@ def _view(reader, node) -> None:
     shape = reader.shape(node.input[0])
     a = reader.attributes(node)
     if node.op_type == "Flatten":
-        axis = a.get("axis", 1) % len(shape)
+        axis = a.get("axis", 1)
+        axis = axis if axis == len(shape) else _axis(node, axis, len(shape))  # behind the last one, too
         new = [int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))]
     elif node.op_type == "Reshape":
         new = [shape[i] if n == 0 else int(n) for i, n in enumerate(reader.constant(node, 1))]
@@ -187,11 +121,11 @@ def _view(reader, node) -> None:
     else:
         axes = [int(axis) for axis in reader.constant(node, 1, ())]
         if node.op_type == "Squeeze":
-            axes = [axis % len(shape) for axis in axes] or [i for i, n in enumerate(shape) if n == 1]
+            axes = [_axis(node, axis, len(shape)) for axis in axes] or [i for i, n in enumerate(shape) if n == 1]
             new = [n for i, n in enumerate(shape) if i not in axes]
         else:
             new = list(shape)
-            for axis in sorted(axis % (len(shape) + len(axes)) for axis in axes):
+            for axis in sorted(_axis(node, axis, len(shape) + len(axes)) for axis in axes):
                 new.insert(axis, 1)
     if np.prod(new) != np.prod(shape):
         raise ValueError(f"{title(node)} gives {shape} the shape {tuple(map(int, new))}, which holds another number")
@@ -204,7 +138,7 @@ def _pad(reader, node) -> None:
         raise ValueError(f"{title(node)} pads by {a['mode'].decode()}, only constant is supported")
     pads = [int(n) for n in reader.constant(node, 1)]
     fill = float(reader.constant(node, 2, np.zeros(())).reshape(()))
-    axes = [int(n) % len(shape) for n in reader.constant(node, 3, range(len(shape)))]
+    axes = [_axis(node, n, len(shape)) for n in reader.constant(node, 3, range(len(shape)))]
     before, after = [0] * len(shape), [0] * len(shape)
     for i, axis in enumerate(axes):
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
@@ -231,7 +165,7 @@ def _concat(reader, node) -> None:
     if any(name in reader.constants for name in node.input):
         raise ValueError(f"{title(node)} joins a constant, which is not supported")
     shapes = [reader.shape(name) for name in node.input]
-    axis = reader.attributes(node)["axis"] % len(shapes[0])
+    axis = _axis(node, reader.attributes(node)["axis"], len(shapes[0]))
     shape = list(shapes[0])
     shape[axis] = sum(s[axis] for s in shapes)
     reader.add(Concat, node, list(node.input), shape, axis=axis)
@@ -242,7 +176,7 @@ MOST_SLICES = 64  # that one transposition may be cut into
 
 def _split(reader, node) -> None:
     shape, a = reader.shape(node.input[0]), reader.attributes(node)
-    axis = a.get("axis", 0) % len(shape)
+    axis = _axis(node, a.get("axis", 0), len(shape))
     even = -(-shape[axis] // len(node.output))
     lengths = reader.constant(node, 1, [min(even, shape[axis] - i * even) for i in range(len(node.output))])
     for output, start, length in zip(node.output, np.cumsum([0, *lengths]), lengths, strict=False):
@@ -288,8 +222,14 @@ def _same(reader, node) -> None:
     reader.alias[node.output[0]] = reader.tensor(node.input[0])
 
 
+def _dropout(reader, node) -> None:
+    if reader.constant(node, 2, False):
+        raise ValueError(f"{title(node)} is in training mode, and would drop values by chance: export eval()")
+    _same(reader, node)
+
+
 READERS: dict[str, Callable] = {
-    "Conv": _conv,
+    "Conv": read_conv,
     "Gemm": _matrix,
     "MatMul": _matrix,
     "BatchNormalization": _batch_norm,
@@ -300,10 +240,11 @@ READERS: dict[str, Callable] = {
     "HardSwish": _activation(lambda reader, node, a: ("hard_swish",)),
     "HardSigmoid": _activation(lambda reader, node, a: ("hard_sigmoid", a.get("alpha", 0.2), a.get("beta", 0.5))),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
-    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    **dict.fromkeys(("MaxPool", "AveragePool"), read_pool),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _mean),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
-    **dict.fromkeys(("Identity", "Dropout"), _same),
+    "Identity": _same,
+    "Dropout": _dropout,
     "Pad": _pad,
     "Slice": _slice,
     "Concat": _concat,

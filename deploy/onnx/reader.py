@@ -8,13 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from .bounds import MOST_CONSTANTS, MOST_VALUES, check_size, check_window, inferred, small_map
+from .bounds import (
+    MOST_CONSTANTS,
+    MOST_VALUES,
+    check_outputs,
+    check_size,
+    check_window,
+    inferred,
+    name,
+    small_map,
+    title,
+)
 from .graph import Graph, Node
-from .operators import READERS, name, title
+from .operators import READERS
+from .pictures import read_pictures
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
 NO_CONSTANTS = ("If", "Loop", "Scan")  # whose time and memory nothing tells beforehand
+PROBLEMS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, MemoryError, RuntimeError)  # of a node
 MOST_NAMED = 8  # refusals that are told of one file
 
 
@@ -60,11 +72,10 @@ class _Reader:
                     self.read(node)
                     continue
                 unsupported.setdefault(node.op_type, []).append(repr(name(node)))
-            except ValueError as problem:
-                refused.append(str(problem))
-            except (ArithmeticError, LookupError, TypeError, AttributeError, MemoryError, RuntimeError) as problem:
-                reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-                refused.append(f"{title(node)} cannot be read ({reason})")
+            except PROBLEMS as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                # What is raised here names the node; what NumPy and Python raise does not.
+                refused.append(reason if title(node) in reason else f"{title(node)} cannot be read ({reason})")
             unknown.update(node.output)
         for operator, names in unsupported.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -84,6 +95,7 @@ class _Reader:
     def read(self, node) -> None:
         inputs = [name for name in node.input if name]
         check_window(node, self.attributes(node))
+        check_outputs(node, self.attributes(node))
         known = {name: self.shape(name) for name in inputs if self.tensor(name) in self.shapes}
         right = inferred(node, self.opsets, known, self.constants)
         if node.op_type == "Shape" and self.tensor(inputs[0]) in self.shapes:
@@ -112,6 +124,10 @@ class _Reader:
         return self.alias.get(name, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.constants:
+            raise ValueError(f"its input {name!r} is constant, and must be computed from the picture")
+        if self.tensor(name) not in self.shapes:
+            raise ValueError(f"its input {name!r} is an output that is not supported")
         return self.shapes[self.tensor(name)]
 
     def add(self, make: type, node, inputs: list[str], shape, **fields) -> None:
@@ -123,6 +139,8 @@ class _Reader:
     def put(self, make: type, node, inputs: list[str], output: str, shape, **fields) -> str:
         """Add a graph node, one of those that the ONNX node becomes."""
         check_size(node, shape := tuple(int(length) for length in shape))
+        if min(shape, default=1) < 1:
+            raise ValueError(f"{title(node)} makes a tensor {shape}, which holds no values")
         self.nodes.append(make(name(node), [self.tensor(i) for i in inputs], output, **fields))
         self.shapes[output] = shape
         return output
@@ -161,19 +179,39 @@ def _dense(sparse, path):
     return numpy_helper.from_array(dense, sparse.values.name)
 
 
+def _kind(tensor) -> str:
+    """The name of the type of its values, or what stands in its place."""
+    from onnx import TensorProto
+
+    kind = tensor.type.tensor_type.elem_type
+    return TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else f"type {kind}"
+
+
+def _size(dim) -> int | str:
+    """The length, or the name of an open one. As in ONNX Runtime, a negative length is open and 0 is not."""
+    fixed = dim.HasField("dim_value") and dim.dim_value >= 0
+    return dim.dim_value if fixed else dim.dim_param or "?"
+
+
 def _input_shape(path, tensor, batch: int | None, image_size: tuple[int, int] | None) -> tuple[int, ...]:
-    dims = [d.dim_value or d.dim_param or "?" for d in tensor.type.tensor_type.shape.dim]
+    dims = [_size(dim) for dim in tensor.type.tensor_type.shape.dim]
     told = list(dims)
+    if 0 in dims:
+        raise ValueError(
+            f"{path} has a size of 0 in its input {tensor.name!r}: {told}; each must be at least 1, or open"
+        )
     last = len(dims) == 4 and dims[3] in (1, 3, 4) and any(isinstance(d, str) for d in dims[1:3])  # NHWC
     sides = slice(1, 3) if last else slice(2, 4)
     if len(dims) == 4 and image_size:
         dims[sides] = [side if isinstance(d, str) else d for d, side in zip(dims[sides], image_size, strict=True)]
         if tuple(dims[sides]) != image_size:
             raise ValueError(f"--image_size {image_size[0]}x{image_size[1]}: {path} was exported for {told}")
-    if not dims or any(isinstance(d, str) or d < 1 for d in dims[1:]):
+    if not dims:
+        raise ValueError(f"{path} does not say that its input {tensor.name!r} is a batch of pictures: it has no axes")
+    if any(isinstance(d, str) for d in dims[1:]):
         hint = "--image_size fixes height and width" if len(dims) == 4 else "only the batch may be"
         raise ValueError(f"{path} leaves a size of its input {tensor.name!r} open: {told}; {hint}")
-    if isinstance(dims[0], str) or dims[0] < 1:
+    if isinstance(dims[0], str):
         dims[0] = batch or 1
     elif batch not in (None, dims[0]):
         raise ValueError(f"--batch {batch}: {path} was exported for a batch of {dims[0]}")
@@ -198,10 +236,11 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
         raise ValueError(
             f"--onnx_path {path} is not a valid ONNX file ({str(error).strip().splitlines()[0]})"
         ) from error
+    pictures = read_pictures(model, path)
     model = _modern(model, path)
     try:
         reader = _Reader(model)
-    except (ValueError, TypeError, MemoryError) as error:
+    except (ValueError, TypeError, KeyError, MemoryError) as error:
         raise ValueError(f"--onnx_path {path} has a damaged initialiser ({str(error).splitlines()[0]})") from error
     inputs = [i for i in model.graph.input if i.name not in reader.constants]
     if len(inputs) != 1 or not model.graph.output:
@@ -209,11 +248,18 @@ def read_onnx(path: str | Path, batch: int | None = None, image_size: tuple[int,
             f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one input is supported"
         )
     reader.shapes[inputs[0].name] = _input_shape(path, inputs[0], batch, image_size)
-    if inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise ValueError(f"{path} does not take float32 pictures")
+    for role, tensor in (("input", inputs[0]), *(("output", output) for output in model.graph.output)):
+        if tensor.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            kind = _kind(tensor)
+            raise ValueError(f"{path} declares its {role} {tensor.name!r} as {kind}; only FLOAT, float32, is supported")
     reader.read_all(model.graph.node)
     outputs = {output.name: reader.tensor(output.name) for output in model.graph.output}
     for label, tensor in outputs.items():
-        if tensor not in reader.shapes or tensor == inputs[0].name:
+        if label in reader.constants:
             raise ValueError(f"{path}: the output {label!r} does not depend on the input")
-    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs)
+        if tensor not in reader.shapes:
+            maker = next(node for node in model.graph.node if label in node.output)
+            raise ValueError(f"{title(maker)} has an output {label!r}, which is not supported")
+        if tensor == inputs[0].name:
+            raise ValueError(f"{path}: the output {label!r} is the input {tensor!r} itself; nothing is left to compile")
+    return Graph(reader.nodes, reader.shapes, inputs[0].name, next(iter(outputs.values())), outputs, pictures)

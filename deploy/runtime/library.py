@@ -85,6 +85,14 @@ class Library:
         return {output["name"]: tuple(output["shape"]) for output in self.info["outputs"]}
 
     @property
+    def pictures(self) -> dict | None:
+        """How a picture is made for this network, and the names of its classes, if the ONNX file said so.
+
+        Keys: size, resize, interpolation, crop, mean, std, classes; `deploy/onnx/pictures.py` explains them.
+        """
+        return self.info.get("pictures")
+
+    @property
     def runs_here(self) -> bool:
         return not lacking(self.info.get("requires", {}))
 

@@ -45,23 +45,6 @@ def _named(names: list[str], arrays: list[np.ndarray]) -> np.ndarray | dict[str,
     return arrays[0] if len(arrays) == 1 else dict(zip(names, arrays, strict=True))
 
 
-def openvino_peer(path: str | Path, threads: int, shape: list[int]) -> Callable[[np.ndarray], np.ndarray]:
-    """The ONNX file in OpenVINO, for input `shape`, set to low latency and to float32 as it is stored."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise ValueError("the comparison with OpenVINO needs it: pip install openvino") from error
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    core = openvino.Core()
-    try:
-        model = core.read_model(str(path))
-        model.reshape(list(shape))
-        request = core.compile_model(model, "CPU", settings).create_infer_request()
-    except RuntimeError as error:
-        raise ValueError(f"OpenVINO cannot run {path}: {' '.join(str(error).split())}") from error
-    return lambda images: request.infer([images], share_inputs=True)[0]
-
-
 def batches(images: np.ndarray, batch: int):
     """Batches of exactly `batch`; the last one is filled up with pictures from the start."""
     for start in range(0, len(images), batch):

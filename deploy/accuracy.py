@@ -1,0 +1,83 @@
+"""Top-1 of compiled networks and of other runtimes on pictures whose class is known."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+
+def preparation(said: dict | None, shape: Sequence[int], mean=None, std=None, resize: int | None = None) -> dict:
+    """How pictures are made for a network: size, resize (None: in proportion to the size), mean, std.
+
+    Args:
+        said: what its ONNX file says about them.
+        shape: of its input.
+        mean, std, resize: what the user says, which wins.
+
+    Raises:
+        ValueError: the input is no square of three channels, or nobody says how it is normalised.
+    """
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise ValueError(f"--data: pictures are cut to squares of three channels, the network takes {tuple(shape)}")
+    said = said or {}
+    facts = {"size": shape[2], "resize": resize or said.get("resize")}
+    for name, given in (("mean", mean), ("std", std)):
+        if given and len(given) != 3:
+            raise ValueError(f"--{name} {' '.join(map(str, given))}: must be three numbers, of red, green and blue")
+        facts[name] = given or said.get(name)
+        if not facts[name]:
+            raise ValueError(f"--data: the file does not say how its pictures are normalised: --{name} is missing")
+    return facts
+
+
+def columns(classes: Sequence[str], named: Sequence[str] | None, logits: int) -> np.ndarray:
+    """The column of the logits for each of the data's `classes`: int64 (len(classes),).
+
+    Args:
+        named: the network's classes, if they are known; the data may lack some of them, and their order is their own.
+        logits: how many columns there are.
+
+    Raises:
+        ValueError: a class that the network does not know, or another number of classes where it names none.
+    """
+    if not named:
+        if len(classes) != logits:
+            raise ValueError(
+                f"--data has {len(classes)} classes, and the network {logits}, whose names it does not say"
+            )
+        return np.arange(logits)
+    if unknown := sorted(set(classes) - set(named)):
+        raise ValueError(f"--data has classes that the network does not know: {', '.join(unknown[:5])}")
+    return np.array([named.index(name) for name in classes])
+
+
+def evaluate(
+    runners: dict[str, Callable], pictures: Iterable[tuple[np.ndarray, np.ndarray]], batch: int, columns: np.ndarray
+) -> dict:
+    """How often each runner finds the class of a picture, and how often the others agree with the first runner.
+
+    Args:
+        runners: functions of float32 (batch, C, H, W) that give logits, or several outputs by name, the logits first.
+        pictures: images, of any number up to `batch`, and labels; they are read one batch after the other.
+        columns: the column of the logits for every label.
+
+    Returns:
+        {"pictures": how many there were, "top1": {name: per cent}, "agreement": {name: per cent, of all but the first}}
+    """
+    right, same, count = dict.fromkeys(runners, 0), dict.fromkeys(list(runners)[1:], 0), 0
+    for images, labels in pictures:
+        images, labels = np.ascontiguousarray(images, np.float32), columns[np.asarray(labels)]
+        filled = np.take(images, range(batch), axis=0, mode="wrap")  # a library takes whole batches only
+        found = {name: _classes(run(filled))[: len(images)] for name, run in runners.items()}
+        first = next(iter(found.values()))
+        for name, classes in found.items():
+            right[name] += int((classes == labels).sum())
+        for name in same:
+            same[name] += int((found[name] == first).sum())
+        count += len(images)
+    top1, agreement = ({name: 100 * n / count for name, n in counts.items()} for counts in (right, same))
+    return {"pictures": count, "top1": top1, "agreement": agreement}
+
+
+def _classes(made: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    logits = next(iter(made.values())) if isinstance(made, dict) else made
+    return logits.reshape(len(logits), -1).argmax(1)
