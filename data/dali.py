@@ -18,8 +18,9 @@ class DaliLoader(Loader):
     """The same pictures, crops and flips as a `FolderLoader`; the arguments are its own."""
 
     def __init__(
-        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None, **share
-    ):
+        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None,
+        interpolation="bilinear", **share
+    ):  # fmt: skip
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
         try:
             import nvidia.dali.experimental.dynamic as dali

@@ -32,11 +32,13 @@ class Loader:
         classes: class names; a label is an index into them.
         size: height and width of what is yielded.
         resize: evaluation resizes the shorter side to this before it cuts the centre out.
+        interpolation: between pixels, where pictures are resized: "bilinear" or "bicubic".
         epoch, batch: the position, in batches already yielded.
     """
 
     size: int
     resize: int
+    interpolation = "bilinear"
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class Loader:
 
     def preparation(self) -> dict[str, object]:
         """What evaluation does to a picture, and the names of the classes: what travels with an exported network."""
-        facts = {"size": self.size, "resize": self.resize, "interpolation": "bilinear", "crop": "center"}
+        facts = {"size": self.size, "resize": self.resize, "interpolation": self.interpolation, "crop": "center"}
         return facts | {"mean": self.mean, "std": self.std, "classes": self.classes}
 
     def state_dict(self) -> dict[str, int]:

@@ -14,10 +14,11 @@ from jobs.folder import begin, check_same_data, identity, resumable
 from jobs.parts import Parts, compare_with_dense, export, in_words, summarise
 from jobs.pictures import check_steps, image_size
 from pruning.score import Calibration
+from structure.plain import in_words as plain_in_words
 from utils import callbacks, report
 from utils.kept import Kept
 from utils.loss import Loss
-from utils.options import Options
+from utils.options import PUBLISHED, Options
 from utils.run import Run, fit
 
 OPTIMIZERS = {
@@ -45,7 +46,7 @@ def start(parts: Parts, argv: list[str]) -> Run:
     state = resumable(options, parts.screen)
     parts.data = identity(parts.train, parts.val)
     if state and not options.accept_changed_data:
-        check_same_data(state, parts.train.classes, parts.data)
+        check_same_data(options, state, parts.train.classes, parts.data)
     teacher = load_and_attach(parts, measured=state is None)
     run = Run(
         parts.network,
@@ -85,12 +86,16 @@ def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
             parts.screen.print(f"{label}: {in_words(figures)}")
 
     if options.pretrained_model:
-        checkpoint.check_normalisation(options.pretrained_model, models.read_checkpoint(options.pretrained_model))
+        if options.pretrained_model != PUBLISHED:
+            said = models.read_checkpoint(options.pretrained_model)
+            checkpoint.check_normalisation(options.pretrained_model, said, options)
         classes, reading = parts.train.classes, method.reading()
         facts = models.load_checkpoint(network, options.pretrained_model, classes, fresh_classifier=True, **reading)
         method.accept(facts["extras"])
         if "note" in facts:
             parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
+    if replaced := models.plainify(network):  # after the weights are in, whose names are the library's
+        parts.screen.print(f"made of plain layers: {plain_in_words(replaced)}")
     dense = copy.deepcopy(network).eval() if options.distill or method.needs_dense else None
     measure("dense", "dense")
     calibration = Calibration(partial(parts.train.first, options.calibration), cross_entropy)
@@ -133,7 +138,7 @@ def hand_over(parts: Parts, run: Run) -> None:
 def about(parts: Parts) -> dict:
     """What every checkpoint says about itself, beside what it says about its network."""
     facts = {"classes": parts.train.classes, "image_size": image_size(parts.options), "data": parts.data}
-    facts |= checkpoint.normalisation()
+    facts |= checkpoint.normalisation(parts.options)
     return facts | {"options": parts.options.to_json(), "accuracy": parts.accuracy}
 
 

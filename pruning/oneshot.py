@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, fields
+from math import gcd
 from pathlib import Path
 
 import torch
@@ -116,7 +117,8 @@ class OneShot(Method):
         rearranged = rearranged_layers(graph) if getattr(self.options, "rearrange", False) else set()
         generator = torch.Generator().manual_seed(getattr(self.options, "seed", 0))
         for name, layer in layers.items():
-            layer.plan = self._plan(layer.weight, rates[name], gradients.get(name), generator)
+            groups = getattr(layer, "groups", 1)
+            layer.plan = self._plan(layer.weight, rates[name], gradients.get(name), generator, groups)
             if name in rearranged and rates[name]:
                 self._rearrange(layer)
         if self.options.budget == "global":
@@ -163,15 +165,21 @@ class OneShot(Method):
             raise ValueError(f"--score {self.kind}: needs calibration pictures")
         return mean_gradients(network, layers, calibration)
 
-    def _plan(self, weight: Tensor, rate: float, gradient: Tensor | None, generator: torch.Generator) -> Plan:
+    def _plan(
+        self, weight: Tensor, rate: float, gradient: Tensor | None, generator: torch.Generator, groups: int = 1
+    ) -> Plan:
         O, I = weight.shape[:2]
-        N, short = self.pattern.N, O % self.pattern.N
+        N = self.pattern.N if groups == 1 else gcd(self.pattern.N, O // groups)  # no block lies in two groups
+        short = O % N
         pattern = self.pattern.of(N, wrapped=self.reference and bool(short))
         count = len(group_means(weight, pattern))
         columns = count // I if getattr(self.options, "balanced", False) else 1
         goal = int(count * rate) if columns == 1 else int(I * rate) * columns
         tail = "blocks wrap around" if self.reference else f"blocks of {short} at the end"
-        plan = Plan(pattern, rate, goal, gradient=gradient, note=f"{N} does not divide {O}: {tail}" if short else "")
+        note = f"{N} does not divide {O}: {tail}" if short else ""
+        if N < self.pattern.N:
+            note = f"blocks of {N}, since {self.pattern.N} does not divide the {O // groups} filters of a group"
+        plan = Plan(pattern, rate, goal, gradient=gradient, note=note)
         if self.random:
             plan.chance = self._chance(count, goal, generator).to(weight.device)
         return plan
