@@ -9,13 +9,17 @@ from structure.graph import LOGITS, SUM, Graph, Space, norms_after_convolutions
 from structure.merging import fuse_batch_norm, fuse_pointwise
 from structure.permutation import permute
 from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
+from structure.walk import CHANGED, DENSE, Walk
 
 __all__ = [
+    "CHANGED",
+    "DENSE",
     "LOGITS",
     "SUM",
     "Constant",
     "Graph",
     "Space",
+    "Walk",
     "constant_inputs",
     "evaluating",
     "fuse_batch_norm",

@@ -35,6 +35,8 @@ class PruningOptions(Declared):
     )
     shrink: bool = option(False, "remove dead channels in the end: a smaller network that computes the same")
     calibration: int = option(512, "pictures shown to a method that looks at data before training", within="[1, inf)")
+    repair: bool = option(False, "fit what is kept to the dense network, without labels")
+    dense_model: Path | None = option(None, "that network, where --pretrained_model is pruned already")
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,11 @@ class Options(
         _demand(not self.distill or self.pretrained_model, "distill", self.distill, "0 without --pretrained_model")
         _demand(len(set(self.gpus)) == len(self.gpus), "gpus", self.gpus, "different GPUs")
         _demand(self.optimizer == "sgd" or not self.nesterov, "nesterov", True, "for --optimizer sgd only")
-        for name in ("pretrained_model", "evaluate", "data_path"):
+        for name in ("pretrained_model", "dense_model", "evaluate", "data_path"):
             path = getattr(self, name)
             _demand(path is None or path.exists(), name, path, "an existing path")
+        _demand(not self.repair or self.pretrained_model, "repair", True, "with --pretrained_model")
+        _demand(not self.dense_model or self.repair, "dense_model", self.dense_model, "with --repair")
         self.schedule()
 
     def schedule(self, rounds: int = 1) -> Schedule:
