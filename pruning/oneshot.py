@@ -143,9 +143,9 @@ class OneShot(Method):
             add_mask(layer, self._mask(layer.weight, layer.plan, first))
 
     def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> Repaired:
-        return repair(network, dense, calibration, self._choose if self.kind == "obs" else None)
+        return repair(network, dense, calibration, self.choose if self.kind == "obs" else None)
 
-    def _choose(self, layer: nn.Module, problem: Problem) -> Tensor:
+    def choose(self, layer: nn.Module, problem: Problem) -> Tensor:
         """The mask of a layer by the prices of its groups."""
         plan, weight = layer.plan, layer.weight
         order = torch.arange(len(weight), device=weight.device) if plan.order is None else plan.order

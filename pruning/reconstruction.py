@@ -47,9 +47,10 @@ class Moments:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> "Moments":
-        """Those of some positions: x (G, positions, p), y (G, positions, O / G)."""
-        sums = (x.mT @ x, y.mT @ x, y.square().sum(1), x.sum(1), y.sum(1))
+    def of(cls, x: Tensor, y: Tensor, squares: bool = True) -> "Moments":
+        """Those of some positions: x (G, positions, p), y (G, positions, O / G); without `squares` xx is zero."""
+        xx = x.mT @ x if squares else x.new_zeros(())
+        sums = (xx, y.mT @ x, y.square().sum(1), x.sum(1), y.sum(1))
         return cls(*(value.double() for value in sums), x.shape[1])
 
     def plus(self, other: "Moments") -> "Moments":
@@ -132,6 +133,15 @@ class Problem:
                 factor = torch.linalg.cholesky(self.H[kept[:, None], kept])
                 W[rows[:, None], kept] = torch.cholesky_solve(self.C[rows[:, None], kept].mT, factor).mT
         return W if self.coupling is None else _descend(W, mask, self.H, self.C, self.coupling, STEPS)
+
+
+def least_squares(means: Moments, weight: Tensor) -> Tensor:
+    """The weight (O, p) without zeros of least squares; with groups of channels, each group by itself."""
+    G, p = means.x.shape
+    ridge = RIDGE * means.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
+    H = means.xx + ridge * torch.eye(p, dtype=means.xx.dtype, device=weight.device)
+    C = means.yx + ridge * weight.double().view(G, -1, p)
+    return torch.linalg.solve(H, C.mT).mT.reshape(-1, p)
 
 
 def _share(inverse: Tensor, W: Tensor, H: Tensor, C: Tensor, size: int, gone: int) -> Tensor:

@@ -2,9 +2,8 @@
 
 The dense and the pruned network compute a few calibration pictures side by side. Each pruned layer gets the weight
 under its mask that gives, from what the pruned network hands it, what the dense network computes there
-(`reconstruction`); the last layer of a residual branch also corrects what the shortcut carries (He, Zhang and Sun,
-"Channel Pruning for Accelerating Very Deep Neural Networks", 2017). What errors cost is measured once, by the Fisher
-information of the dense network. No label is needed.
+(`targets`, `reconstruction`). What errors cost is measured once, by the Fisher information of the dense network. No
+label is needed.
 """
 
 from collections.abc import Callable
@@ -16,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.layers import ScoredConv2d, ScoredLinear, masked_layers
-from pruning.reconstruction import Moments, Problem
+from pruning.reconstruction import Moments, Problem, least_squares
 from pruning.score import Calibration
+from pruning.targets import Outlet, measure, measure_cut, outlet
 from structure import CHANGED, DENSE, Walk, evaluating
 
-POSITIONS = 100_000  # that a layer looks at, at most
 FISHER_PICTURES = 512
 LARGE = 2**24  # numbers in the pictures from which values are kept in bfloat16
 WIDEST = 8192  # inputs of a filter up to which a layer is fitted
@@ -43,7 +42,13 @@ class Repaired:
 
 
 @torch.no_grad()
-def repair(network: nn.Module, dense: nn.Module, calibration: Calibration, choose: Choice | None = None) -> Repaired:
+def repair(
+    network: nn.Module,
+    dense: nn.Module,
+    calibration: Calibration,
+    choose: Choice | None = None,
+    fisher_pictures: int = FISHER_PICTURES,
+) -> Repaired:
     """Repair `network` in place: its weights, the means of its batch norms, its classifier.
 
     Masks stay, unless `choose` gives others. Where nothing before a tensor is pruned, it stays bit by bit.
@@ -51,6 +56,8 @@ def repair(network: nn.Module, dense: nn.Module, calibration: Calibration, choos
     Args:
         dense: the network before it was pruned, of the same modules and shapes.
         choose: asked for the mask of every layer that has zeros.
+        fisher_pictures: on how many pictures the Fisher information is measured; 0: an error counts as the batch norm
+            behind the layer scales it.
 
     Raises:
         ValueError: there is no picture, the network cannot be traced, or `dense` has other shapes.
@@ -63,15 +70,17 @@ def repair(network: nn.Module, dense: nn.Module, calibration: Calibration, choos
     batches = pictures(calibration)
     numbers = sum(map(torch.numel, batches))
     walk = Walk(dense, network, batches, torch.bfloat16 if numbers > LARGE else torch.float32)
-    costs = fisher(dense, list(masks), batches)
+    costs = fisher(dense, list(masks), batches, fisher_pictures)
+    fitted = set()
     for node in walk:
         layer = walk.module(node)
         if isinstance(layer, nn.Conv2d | nn.Linear):
             if node.target in masks:
-                fit_masked(walk, node, masks[node.target], costs[node.target], choose, result)
-            elif walk.inputs_differ(node):
-                fit_whole(walk, node, result)
-        elif isinstance(layer, nn.BatchNorm2d) and walk.inputs_differ(node):
+                done = fit_masked(walk, node, masks[node.target], costs.get(node.target), choose, result)
+            else:
+                done = walk.inputs_differ(node) and fit_whole(walk, node, result)
+            fitted |= {node} if done else set()
+        elif isinstance(layer, nn.BatchNorm2d) and walk.inputs_differ(node) and fitted.isdisjoint(node.all_input_nodes):
             shift_norm(walk, node)
     return result
 
@@ -103,56 +112,69 @@ def pictures(calibration: Calibration) -> list[Tensor]:
 
 
 def fit_masked(
-    walk: Walk, node: torch.fx.Node, mask: Tensor, cost: Tensor, choose: Choice | None, result: Repaired
-) -> None:
-    """Give a pruned layer its weight, and a mask before, where one is to be chosen."""
+    walk: Walk, node: torch.fx.Node, mask: Tensor, cost: Tensor | None, choose: Choice | None, result: Repaired
+) -> bool:
+    """Give a pruned layer its weight, and a mask before, where one is to be chosen. Returns whether that was done."""
     name, layer, weight = node.target, walk.module(node), walk.module(node, DENSE).weight
-    moments = None if weight[0].numel() > WIDEST else measure(walk, node)
-    if moments is None or moments.count < weight[0].numel():
-        few = "" if moments is None else f", {moments.count} positions"
-        result.left_out[name] = f"{weight[0].numel()} inputs of a filter{few}: it keeps its dense weights"
-        return
-    means = moments.means(centred=has_mean(walk, node))
-    problem = Problem(means, columns_of(weight), cost)
+    if weight[0].numel() > WIDEST:
+        result.left_out[name] = (
+            f"{weight[0].numel()} inputs of a filter, more than {WIDEST}: it keeps its dense weights"
+        )
+        return False
+    out = outlet(walk, node)
+    moments = measure(walk, node, out)
+    if moments.count < weight[0].numel():
+        few = f"{weight[0].numel()} inputs of a filter, {moments.count} positions"
+        result.left_out[name] = f"{few}: it keeps its dense weights"
+        return False
+    centred, dense = out.norm is not None or layer.bias is not None, weight.flatten(1)
+    cost = out.scale.square() if cost is None else cost
+    problem = Problem(means := moments.means(centred), dense, cost)
     if choose:
         mask = choose(layer, problem) != 0
-    kept = columns_of(mask)
-    fitted = problem.refit(kept)
+    fitted = problem.refit(mask.flatten(1))
+    if centred and out.cuts:
+        means = measure_cut(walk, node, out, fitted, means, moments.xx).means(centred)
+        problem = Problem(means, dense, cost)
+        fitted = problem.refit(mask.flatten(1))
     result.errors[name] = problem.error(fitted)
     hidden = layer.weight if isinstance(layer, ScoredConv2d | ScoredLinear) else 0.0  # by its mask, which may change
-    layer.weight.copy_(torch.where(mask, weight_of(fitted, weight), hidden))
-    set_bias(walk, node, means)
+    layer.weight.copy_(torch.where(mask, fitted.view_as(weight).to(weight), hidden))
+    set_mean(walk, node, out, fitted, means)
+    return True
 
 
-def fit_whole(walk: Walk, node: torch.fx.Node, result: Repaired) -> None:
-    """Fit a layer without zeros, whose inputs have changed, if there are positions enough."""
-    weight = walk.module(node, DENSE).weight
+def fit_whole(walk: Walk, node: torch.fx.Node, result: Repaired) -> bool:
+    """Fit a layer without zeros, whose inputs have changed, if there are positions enough. Returns whether there are.
+
+    Depthwise convolutions and the classifier are such layers.
+    """
+    layer, weight = walk.module(node), walk.module(node, DENSE).weight
     inputs = weight[0].numel()
     if inputs > WIDEST:
-        return
-    moments = measure(walk, node)
+        return False
+    out = outlet(walk, node)
+    moments = measure(walk, node, out)
     if moments.count < PER_INPUT * inputs:
-        result.left_out[node.target] = (
-            f"{inputs} inputs of a filter, {moments.count} positions, {PER_INPUT * inputs} needed: it stays as it was"
-        )
-        return
-    means = moments.means(centred=has_mean(walk, node))
-    G, p = means.x.shape
-    ridge = 0.01 * means.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
-    before = columns_of(weight).double().view(G, -1, p)
-    H = means.xx + ridge * torch.eye(p, dtype=torch.float64, device=weight.device)
-    fitted = torch.linalg.solve(H, (means.yx + ridge * before).mT).mT
-    walk.module(node).weight.copy_(weight_of(fitted.reshape(-1, p), weight))
-    set_bias(walk, node, means)
+        few = f"{inputs} inputs of a filter, {moments.count} positions, {PER_INPUT * inputs} needed"
+        result.left_out[node.target] = f"{few}: it stays as it was"
+        return False
+    means = moments.means(centred=out.norm is not None or layer.bias is not None)
+    fitted = least_squares(means, weight.flatten(1))
+    layer.weight.copy_(fitted.view_as(weight))
+    set_mean(walk, node, out, fitted, means)
+    return True
 
 
-def set_bias(walk: Walk, node: torch.fx.Node, means: Moments) -> None:
-    """Let the layer's bias give the mean that is asked for; a batch norm behind it would do so by itself."""
+def set_mean(walk: Walk, node: torch.fx.Node, out: Outlet, fitted: Tensor, means: Moments) -> None:
+    """Let what adds a mean to the layer's outputs, the batch norm behind it or its bias, give the mean asked for."""
     layer = walk.module(node)
-    if layer.bias is None or walk.norm_after(node):
-        return
-    given = torch.einsum("gop,gp->go", columns_of(layer.weight).double().view(*means.yx.shape), means.x)
-    layer.bias.copy_((means.y - given).flatten())
+    given = torch.einsum("gop,gp->go", fitted.double().view(means.yx.shape), means.x).flatten()
+    if out.norm:
+        given += 0 if layer.bias is None else layer.bias
+        walk.module(out.norm).running_mean.add_(given - means.y.flatten())
+    elif layer.bias is not None:
+        layer.bias.copy_(means.y.flatten() - given)
 
 
 def shift_norm(walk: Walk, node: torch.fx.Node) -> None:
@@ -162,70 +184,14 @@ def shift_norm(walk: Walk, node: torch.fx.Node) -> None:
     """
     means = []
     for which in (CHANGED, DENSE):
-        sums = [value.sum((0, 2, 3), dtype=torch.float64) for value in walk.values(node.all_input_nodes[0], which)]
-        counts = [value[:, 0].numel() for value in walk.values(node.all_input_nodes[0], which)]
-        means.append(sum(sums) / sum(counts))
+        values = list(walk.values(node.all_input_nodes[0], which))
+        sums = sum(value.sum((0, 2, 3), dtype=torch.float64) for value in values)
+        means.append(sums / sum(value[:, 0].numel() for value in values))
     walk.module(node).running_mean.add_(means[0] - means[1])
 
 
-def has_mean(walk: Walk, node: torch.fx.Node) -> bool:
-    """Whether something adds any mean to the layer's outputs: a batch norm behind it, or its bias."""
-    return walk.module(node).bias is not None or walk.norm_after(node) is not None
-
-
-def measure(walk: Walk, node: torch.fx.Node) -> Moments:
-    """What the layer reads in the changed network, and what it should give, at places that are drawn for each batch."""
-    layer, source = walk.module(node), node.all_input_nodes[0]
-    norm = walk.norm_after(node)
-    shortcut, total, generator = walk.shortcut(norm or node), None, torch.Generator().manual_seed(0)
-    scale = norm_scale(walk.module(norm, DENSE)) if norm else torch.ones(len(layer.weight), device=layer.weight.device)
-    most = -(-POSITIONS // sum(map(len, walk.batches)))
-    inputs, outputs = walk.values(source, CHANGED), walk.values(node, DENSE)
-    carried = zip(*(walk.values(shortcut, which) for which in (DENSE, CHANGED)), strict=True) if shortcut else None
-    for x, y in zip(inputs, outputs, strict=True):
-        if carried:  # the layer is to correct it, too, as it reaches the sum through the norm
-            before, now = next(carried)
-            y = y + (before - now) / torch.where(scale.abs() < 1e-3, torch.inf, scale).view(-1, *[1] * (y.dim() - 2))
-        part = Moments.of(*sampled(layer, x, y, most, generator))
-        total = part if total is None else total.plus(part)
-    return total
-
-
-def norm_scale(norm: nn.BatchNorm2d) -> Tensor:
-    """(O,): what a batch norm multiplies by."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    return scale if norm.weight is None else norm.weight * scale
-
-
-def sampled(layer: nn.Module, x: Tensor, y: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Columns (G, positions, p) and outputs (G, positions, O / G) at the same places, `most`, of each picture."""
-    if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)[None], y.flatten(0, -2)[None]
-    (kh, kw), (sh, sw), (dh, dw), groups = layer.kernel_size, layer.stride, layer.dilation, layer.groups
-    if any(layer._reversed_padding_repeated_twice):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    at = torch.randperm(y[0, 0].numel(), generator=generator)[: max(1, most // groups)].to(x.device)
-    rows = (at // y.shape[3])[:, None, None] * sh + torch.arange(kh, device=x.device)[:, None] * dh  # (L, kh, 1)
-    columns = (at % y.shape[3])[:, None, None] * sw + torch.arange(kw, device=x.device) * dw  # (L, 1, kw)
-    x = x.permute(0, 2, 3, 1)[:, rows, columns]  # (B, L, kh, kw, C): channels last in memory, too
-    x = x.unflatten(4, (groups, -1)).permute(4, 0, 1, 5, 2, 3).reshape(groups, len(y) * len(at), -1)
-    y = y.flatten(2)[:, :, at].unflatten(1, (groups, -1)).permute(1, 0, 3, 2).reshape(groups, len(y) * len(at), -1)
-    return x, y
-
-
-def columns_of(weight: Tensor) -> Tensor:
-    """(O, p) of a layer's weight, as `sampled` orders columns."""
-    return weight.flatten(1)
-
-
-def weight_of(columns: Tensor, like: Tensor) -> Tensor:
-    """The weight of the shape of `like` from (O, p)."""
-    return columns.view(like.shape).to(like)
-
-
 @torch.enable_grad()
-def fisher(dense: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, Tensor]:
+def fisher(dense: nn.Module, names: list[str], batches: list[Tensor], most: int) -> dict[str, Tensor]:
     """Layer -> G (O, O), summed over positions, of the loss's gradients by its outputs.
 
     Labels are drawn from the network's own predictions: that makes it the Fisher information.
@@ -240,7 +206,7 @@ def fisher(dense: nn.Module, names: list[str], batches: list[Tensor]) -> dict[st
     try:
         with evaluating(dense):
             for images in batches:
-                if seen >= FISHER_PICTURES:
+                if seen >= most:
                     break
                 seen += len(images)
                 outputs.clear()
