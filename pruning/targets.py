@@ -20,6 +20,7 @@ from pruning.reconstruction import Moments
 from structure import CHANGED, DENSE, Walk
 
 POSITIONS = 50_000  # that a layer looks at, at most
+NUMBERS = 2**24  # in the columns of one batch, at most
 FAINT = 1e-3  # a batch norm that multiplies by less hides a layer's outputs
 # Between which inputs an activation tells values apart.
 RELU, RELU6, HARD = (0.0, math.inf), (0.0, 6.0), (-3.0, math.inf)
@@ -127,7 +128,8 @@ def sampled(layer: nn.Module, x: Tensor, y: Tensor, most: int, generator: torch.
     if any(layer._reversed_padding_repeated_twice):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    at = torch.randperm(y[0, 0].numel(), generator=generator)[: max(1, most // groups)].to(x.device)
+    most = min(most, max(1, NUMBERS // (len(y) * x.shape[1] * kh * kw)))
+    at = torch.randperm(y[0, 0].numel(), generator=generator)[:most].to(x.device)
     rows = (at // y.shape[3])[:, None, None] * sh + torch.arange(kh, device=x.device)[:, None] * dh  # (L, kh, 1)
     columns = (at % y.shape[3])[:, None, None] * sw + torch.arange(kw, device=x.device) * dw  # (L, 1, kw)
     x = x.permute(0, 2, 3, 1)[:, rows, columns]  # (B, L, kh, kw, C): channels last in memory, too

@@ -363,6 +363,29 @@ class Asks(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+def test_a_layer_that_is_called_twice_stays():
+    """Catches a fit for one place that would be wrong at the other."""
+    dense = nn.Sequential(nn.Conv2d(3, 3, 1), Twice(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    network = copy.deepcopy(dense)
+    with torch.no_grad():
+        network[0].weight[0] = 0
+        network[1].conv.weight[0] = 0
+    before = network[1].conv.weight.clone()
+    result = repair(network, dense, pictures())
+    assert result.left_out == {"1.conv": "called more than once: it stays as it is"}
+    assert list(result.errors) == ["0"]
+    assert torch.equal(network[1].conv.weight, before)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.relu(self.conv(x)))
+
+
 def test_layers_without_enough_positions_are_named():
     """With one picture of 8x8, the 3x3 convolutions of 16 inputs have 144 inputs a filter and at most 64 positions."""
     network = network_of()
@@ -454,3 +477,11 @@ def test_what_a_run_cannot_repair_is_said_in_one_line(dense_file: Path, tmp_path
     with pytest.raises(ValueError, match=re.escape(says.replace("FILE", str(dense_file)))) as error:
         imagenet.main([*DIGITS, "--repair", *words, "--job_dir", str(tmp_path)])
     assert "\n" not in str(error.value)
+
+
+def test_the_page_runs_as_it_stands():
+    page = (Path(__file__).parent.parent / "docs" / "repair.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(code, "docs/repair.md", "exec"), names)
+    assert names["result"].errors
