@@ -103,21 +103,21 @@ def measure_cut(walk: Walk, node: torch.fx.Node, out: Outlet, weight: Tensor, me
 def places(walk: Walk, node: torch.fx.Node, out: Outlet) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
     """By batch: columns x (G, places, p), what the layer should give (G, places, O / G), and what is added behind."""
     layer, generator = walk.module(node), torch.Generator().manual_seed(0)
+    channels, groups = (-1, 1) if isinstance(layer, nn.Linear) else (1, layer.groups)
     most = -(-POSITIONS // sum(map(len, walk.batches)))
     inputs, outputs = walk.values(node.all_input_nodes[0], CHANGED), walk.values(node, DENSE)
-    carried = (
-        zip(*(walk.values(out.shortcut, which) for which in (DENSE, CHANGED)), strict=True) if out.shortcut else ()
-    )
-    carried, O = iter(carried), len(layer.weight)
-    scale = out.scale.where(out.scale.abs() >= FAINT, math.inf)
-    for x, y in zip(inputs, outputs, strict=True):
-        before, now = next(carried, (None, None))
-        if before is None:
+    if not out.shortcut:
+        for x, y in zip(inputs, outputs, strict=True):
             yield *sampled(layer, x, y, most, generator), 0.0
-        else:
-            y = y + (before - now) / scale.view(1, -1, *[1] * (y.dim() - 2))
-            columns, both = sampled(layer, x, torch.cat([y, now.expand_as(y)], 1), most, generator)
-            yield columns, both[..., :O], both[..., O:]
+        return
+    scale = out.scale.where(out.scale.abs() >= FAINT, math.inf)
+    carried = (walk.values(out.shortcut, which) for which in (DENSE, CHANGED))
+    for x, y, before, now in zip(inputs, outputs, *carried, strict=True):
+        y = y + ((before - now).movedim(channels, -1) / scale).movedim(-1, channels)
+        parts = zip(*(value.chunk(groups, channels) for value in (y, now.expand_as(y))), strict=True)
+        both = torch.cat([part for pair in parts for part in pair], channels)  # one group after the other
+        columns, both = sampled(layer, x, both, most, generator)
+        yield columns, *both.chunk(2, -1)
 
 
 def sampled(layer: nn.Module, x: Tensor, y: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

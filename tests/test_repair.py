@@ -211,6 +211,33 @@ def test_columns_times_weight_are_the_layers_outputs(layer: nn.Module):
     assert torch.allclose(columns @ weight.mT + bias, outputs, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_last_layer_of_a_branch_corrects_its_shortcut(groups: int):
+    """Catches targets of other channels, and a shortcut that is forgotten: its error would stay."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 4, 1), Summed(groups), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    network = copy.deepcopy(dense)
+    with torch.no_grad():
+        network[0].weight[:3, 0] = 0
+    repaired, plain, images = copy.deepcopy(network), copy.deepcopy(network), pixels(32, 5)
+    repair(repaired, dense, pictures())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Walk, "shortcut", lambda walk, node: None)
+        repair(plain, dense, pictures())
+    with torch.no_grad():
+        errors = [float((of[:2](images) - dense[:2](images)).square().mean()) for of in (plain, repaired)]
+    assert errors[1] < errors[0] * (0.9 if groups == 1 else 1)  # a channel alone can make up for little
+
+
+class Summed(nn.Module):
+    def __init__(self, groups: int):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
 # Two networks side by side
 
 
@@ -442,7 +469,10 @@ def test_a_run_repairs_and_reports_without_training(dense_file: Path, tmp_path: 
 
 def test_a_repaired_run_that_is_resumed_ends_the_same(dense_file: Path, tmp_path: Path, monkeypatch):
     """Catches a second repair on top of the weights of the first, and errors that the report loses."""
-    words = [*DIGITS, *BLOCKS, "--pretrained_model", str(dense_file), "--num_epochs", "2", "--debug", "--resume"]
+    rates = tmp_path / "rates.yml"
+    rates.write_text("layer1*: 0.4\n'*': 0\n")
+    words = [*DIGITS, *BLOCKS, "--rates", str(rates), "--pretrained_model", str(dense_file), "--resume"]
+    words += ["--num_epochs", "2", "--debug"]
     imagenet.main([*words, "--job_dir", str(tmp_path / "whole")])
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(callbacks.Save, "_stop_if_told", stop)
