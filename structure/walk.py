@@ -47,14 +47,17 @@ class Walk:
             with torch.no_grad(), evaluating(self.networks[DENSE]), evaluating(self.networks[CHANGED]):
                 self._compute(node, DENSE)
                 yield node
-                if self.inputs_differ(node) or self._module_differs(node):
+                differ = self.inputs_differ(node)
+                self._forget(node, DENSE)  # before the other network computes: a quarter of the memory at most
+                if differ or self._module_differs(node):
                     self._compute(node, CHANGED)
-                if not self.inputs_differ(node) and self._same(node):
+                if not differ and self._same(node):
                     self._values[CHANGED][node] = self._values[DENSE][node]
                 if self._in_place(node):  # who reads its first input later on reads what has become of it
                     for values in self._values:
                         values[node.args[0]] = values[node]
-                self._forget(node)
+                for which in (DENSE, CHANGED):
+                    self._forget(node, which)
 
     def module(self, node: torch.fx.Node, which: int = CHANGED) -> nn.Module | None:
         """The module that the node calls, if it calls one."""
@@ -129,8 +132,7 @@ class Walk:
     def _load(self, value: object) -> object:
         return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def _forget(self, node: torch.fx.Node) -> None:
+    def _forget(self, node: torch.fx.Node, which: int) -> None:
         for source in node.all_input_nodes:
             if self._last[source] is node:
-                for values in self._values:
-                    values.pop(source, None)
+                self._values[which].pop(source, None)
