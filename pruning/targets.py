@@ -20,7 +20,7 @@ from pruning.reconstruction import Moments
 from structure import CHANGED, DENSE, Walk
 
 POSITIONS = 50_000  # that a layer looks at, at most
-NUMBERS = 2**24  # in the columns of one batch, at most
+NUMBERS = 2**22  # in the columns of one batch, at most
 FAINT = 1e-3  # a batch norm that multiplies by less hides a layer's outputs
 # Between which inputs an activation tells values apart.
 RELU, RELU6, HARD = (0.0, math.inf), (0.0, 6.0), (-3.0, math.inf)
