@@ -151,9 +151,9 @@ def fit_masked(
 
 
 def fit_whole(walk: Walk, node: torch.fx.Node, result: Repaired) -> bool:
-    """Fit a layer without zeros, whose inputs have changed, if there are positions enough. Returns whether there are.
+    """Fit a layer without zeros, whose inputs have changed, if there are positions enough.
 
-    Depthwise convolutions and the classifier are such layers.
+    Depthwise convolutions and the classifier are such layers. Returns whether the mean of its outputs is set, too.
     """
     layer, weight = walk.module(node), walk.module(node, DENSE).weight
     inputs = weight[0].numel()
@@ -168,8 +168,9 @@ def fit_whole(walk: Walk, node: torch.fx.Node, result: Repaired) -> bool:
     means = moments.means(centred=out.norm is not None or layer.bias is not None)
     fitted = least_squares(means, weight.flatten(1))
     layer.weight.copy_(fitted.view_as(weight))
-    set_mean(walk, node, out, fitted, means)
-    return True
+    if not out.norm:  # else the norm is shifted by the means over all places, which are more exact than those of a few
+        set_mean(walk, node, out, fitted, means)
+    return not out.norm
 
 
 def set_mean(walk: Walk, node: torch.fx.Node, out: Outlet, fitted: Tensor, means: Moments) -> None:
