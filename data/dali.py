@@ -86,7 +86,7 @@ class DaliLoader(Loader):
         if any(height * width > 2 * Image.MAX_IMAGE_PIXELS for height, width, _ in shapes):
             raise RuntimeError("a picture declares too many pixels")
         how = {"device": self._device, "adjust_orientation": False}
-        if self.train:
+        if self.augments:
             pieces = [
                 piece(height, width, chance_of(self.seed, self.epoch, number))
                 for number, (height, width, _) in zip(numbers, shapes, strict=True)

@@ -117,7 +117,7 @@ class FolderLoader(Loader):
         return digest_of(self._loader.dataset.samples)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        self._plan.epoch, self._plan.batches = self.epoch, plan
+        self._plan.epoch, self._plan.batches = self.epoch if self.augments else None, plan
         try:
             for images, labels in self._loader:
                 yield images.permute(0, 3, 1, 2), labels
@@ -150,18 +150,18 @@ def digest_of(samples) -> str:
 
 
 class _Plan:
-    """A batch sampler that hands each picture's epoch along with its number.
+    """A batch sampler that hands each picture's epoch along with its number; None: as evaluation sees it.
 
     It knows no loader: workers that are collected as part of a cycle are not told to stop, and cost five seconds each.
     """
 
-    epoch: int = 0
+    epoch: int | None = 0
     batches: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
         for numbers in self.batches:
             yield [(self.epoch, number) for number in numbers.tolist()]
 
@@ -185,10 +185,10 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, int]:
         epoch, number = key
         picture, (_, label) = readable(self.samples, number, self.skip_bad)
-        if self.train:
+        if self.train and epoch is not None:
             *box, mirrored = piece(*picture.shape[1:], chance_of(self.seed, epoch, number))
             seen = resized(picture, *box, (self.size, self.size), self.mode)
             return (seen.flip(1) if mirrored else seen), label

@@ -30,7 +30,8 @@ class Parts:
         network: on the device; dense, until the method is attached.
         train, val: what this process sees of the pictures.
         ranks: the processes that share every batch.
-        accuracy: loss, top-1 and top-5 by stage ("dense", "pruned", "tuned").
+        accuracy: loss, top-1 and top-5 by stage ("dense", "pruned", "repaired", "tuned").
+        errors: layer -> its relative error after the repair.
         data: what tells the pictures from others.
     """
 
@@ -42,6 +43,7 @@ class Parts:
     ranks: Ranks
     screen: Console
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     data: dict[str, dict] = field(default_factory=dict)
 
     @property

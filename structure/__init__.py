@@ -11,8 +11,11 @@ from structure.permutation import permute
 from structure.plain import SamePadding, plainify
 from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
 from structure.spaces import LOGITS, SUM, Space, Spaces
+from structure.walk import CHANGED, DENSE, Walk
 
 __all__ = [
+    "CHANGED",
+    "DENSE",
     "LOGITS",
     "SUM",
     "Constant",
@@ -20,6 +23,7 @@ __all__ = [
     "SamePadding",
     "Space",
     "Spaces",
+    "Walk",
     "constant_inputs",
     "evaluating",
     "fuse_batch_norm",

@@ -46,6 +46,8 @@ class PruningOptions(Declared):
     )
     shrink: bool = option(False, "remove dead channels in the end: a smaller network that computes the same")
     calibration: int = option(512, "pictures shown to a method that looks at data before training", within="[1, inf)")
+    repair: bool = option(False, "fit what is kept to the dense network, without labels")
+    dense_model: Path | None = option(None, "that network, where --pretrained_model is pruned already")
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,14 @@ class Options(
         _demand(not self.distill or self.pretrained_model, "distill", self.distill, "0 without --pretrained_model")
         _demand(len(set(self.gpus)) == len(self.gpus), "gpus", self.gpus, "different GPUs")
         _demand(self.optimizer == "sgd" or not self.nesterov, "nesterov", True, "for --optimizer sgd only")
-        for name in ("pretrained_model", "evaluate", "data_path", "classes"):
+        for name in ("pretrained_model", "dense_model", "evaluate", "data_path", "classes"):
             path = getattr(self, name)
             published = name == "pretrained_model" and path == PUBLISHED
             _demand(path is None or path.exists() or published, name, path, "an existing path")
         for name in ("mean", "std"):
             _demand(len(getattr(self, name) or RGB) == len(RGB), name, getattr(self, name), "three numbers")
+        _demand(not self.repair or self.pretrained_model, "repair", True, "with --pretrained_model")
+        _demand(not self.dense_model or self.repair, "dense_model", self.dense_model, "with --repair")
         self.schedule()
         self.arguments()
 
