@@ -38,12 +38,12 @@ def main(argv: list[str]) -> None:
         import models
         from jobs import checkpoint, folder, pictures, prune
         from jobs.evaluate import evaluate
-        from jobs.parts import Parts
+        from jobs.parts import Parts, create_network
         from utils import machine, ranks, report
 
     options = checkpoint.complete(options)
     method = prune.create_method(options)
-    method.check(models.create_model(options.arch))
+    method.check(create_network(options))
     if len(options.gpus) > 1 and torch.cuda.is_available() and not ranks.started():
         ranks.start(__file__, argv, options.gpus)
     with ranks.join() as here, folder.kept_by(options, here):
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
             return pictures.check(options, device, screen)
         torch.manual_seed(options.seed)
         train, val = pictures.create_loaders(options, device, here, screen)
-        network = models.create_model(options.arch, len(train.classes), options.seed)
+        network = models.create_model(options.arch, len(train.classes), options.seed, **options.arguments())
         network.to(device, memory_format=torch.channels_last)
         parts = Parts(options, method, network, train, val, here, screen)
         if options.evaluate:
@@ -86,7 +86,7 @@ def listing() -> str:
 
     also = {name: f" (also {alias})" for alias, name in pruning.ALIASES.items()}
     sections = {
-        "networks (--arch)": {name: network.about for name, network in models.NETWORKS.items()},
+        "networks (--arch)": {name: network.about for name, network in models.NETWORKS.items()} | models.FOREIGN,
         "data sets (--data_set)": {name: data_set.about for name, data_set in data.DATA_SETS.items()},
         "methods (--method)": {name: row.about + also.get(name, "") for name, row in pruning.METHODS.items()},
     }

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data
 from benchmarks.jobs import RESULTS
+from data.loader import MEAN, STD
 from data.sources import TRAIN_FOLDERS
 from utils import machine
 from utils.files import save_text
@@ -63,7 +64,7 @@ def reference(options: argparse.Namespace) -> torch.utils.data.DataLoader:
 
     folder = next(options.data_path / name for name in TRAIN_FOLDERS if (options.data_path / name).is_dir())
     steps = [transforms.RandomResizedCrop(options.image_size), transforms.RandomHorizontalFlip()]
-    steps += [transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)]
+    steps += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     pictures = datasets.ImageFolder(str(folder), transforms.Compose(steps))
     return torch.utils.data.DataLoader(
         pictures,

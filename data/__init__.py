@@ -47,6 +47,10 @@ def create_loaders(data_set: str, **request) -> "tuple[Loader, Loader]":
     request = Request(**request)
     if request.use_dali and data_set != "imagefolder":
         raise ValueError(f"--use_dali is for --data_set imagefolder: {data_set} is not decoded as it is read")
+    if request.use_dali and request.interpolation != "bilinear":
+        raise ValueError(f"--interpolation {request.interpolation}: --use_dali resizes with bilinear only")
+    if request.classes and data_set != "imagefolder":
+        raise ValueError(f"--classes {request.classes}: is for --data_set imagefolder, not {data_set}")
     return SOURCES[data_set](request)
 
 
@@ -54,7 +58,8 @@ def evaluation_loaders(folder: "str | Path", pictures: dict, batch_size: int) ->
     """The training and the validation part of a tree of class folders, both as evaluation sees them, on the CPU.
 
     Args:
-        pictures: what is done to a picture: size, resize, mean and std, as `Loader.preparation` gives them.
+        pictures: what is done to a picture: size, resize, interpolation, mean and std, as `Loader.preparation` gives
+            them.
 
     Raises:
         ValueError: in one line, what is wrong with the folder or a picture.
@@ -71,6 +76,7 @@ def evaluation_loaders(folder: "str | Path", pictures: dict, batch_size: int) ->
         resize=pictures["resize"],
         mean=pictures["mean"],
         std=pictures["std"],
+        interpolation=pictures.get("interpolation", "bilinear"),
         train_batch_size=batch_size,
         eval_batch_size=batch_size,
         augment=False,

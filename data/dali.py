@@ -18,8 +18,9 @@ class DaliLoader(Loader):
     """The same pictures, crops and flips as a `FolderLoader`; the arguments are its own."""
 
     def __init__(
-        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None, **share
-    ):
+        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None,
+        interpolation="bilinear", **share
+    ):  # fmt: skip
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
         try:
             import nvidia.dali.experimental.dynamic as dali
@@ -85,7 +86,7 @@ class DaliLoader(Loader):
         if any(height * width > 2 * Image.MAX_IMAGE_PIXELS for height, width, _ in shapes):
             raise RuntimeError("a picture declares too many pixels")
         how = {"device": self._device, "adjust_orientation": False}
-        if self.train:
+        if self.augments:
             pieces = [
                 piece(height, width, chance_of(self.seed, self.epoch, number))
                 for number, (height, width, _) in zip(numbers, shapes, strict=True)

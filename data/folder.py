@@ -85,13 +85,26 @@ class FolderLoader(Loader):
     """
 
     def __init__(
-        self, samples, size, classes, batch_size, train, seed, device, workers=0, skip_bad=False, resize=None, **share
+        self,
+        samples,
+        size,
+        classes,
+        batch_size,
+        train,
+        seed,
+        device,
+        workers=0,
+        skip_bad=False,
+        resize=None,
+        interpolation="bilinear",
+        **share,
     ):
         super().__init__(len(samples), classes, batch_size, train, seed, device, **share)
+        self.interpolation = interpolation
         self.size, self.resize = size, resize or shorter_side(size)
         self._plan = _Plan()
         self._loader = DataLoader(
-            Pictures(samples, size, train, seed, skip_bad, self.resize),
+            Pictures(samples, size, train, seed, skip_bad, self.resize, interpolation),
             batch_sampler=self._plan,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -104,7 +117,7 @@ class FolderLoader(Loader):
         return digest_of(self._loader.dataset.samples)
 
     def _batches(self, plan: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        self._plan.epoch, self._plan.batches = self.epoch, plan
+        self._plan.epoch, self._plan.batches = self.epoch if self.augments else None, plan
         try:
             for images, labels in self._loader:
                 yield images.permute(0, 3, 1, 2), labels
@@ -137,18 +150,18 @@ def digest_of(samples) -> str:
 
 
 class _Plan:
-    """A batch sampler that hands each picture's epoch along with its number.
+    """A batch sampler that hands each picture's epoch along with its number; None: as evaluation sees it.
 
     It knows no loader: workers that are collected as part of a cycle are not told to stop, and cost five seconds each.
     """
 
-    epoch: int = 0
+    epoch: int | None = 0
     batches: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
         for numbers in self.batches:
             yield [(self.epoch, number) for number in numbers.tolist()]
 
@@ -156,29 +169,40 @@ class _Plan:
 class Pictures(Dataset):
     """uint8 (size, size, 3) pictures and labels by (epoch, number)."""
 
-    def __init__(self, samples: list[tuple[str, int]], size: int, train: bool, seed: int, skip_bad: bool, resize: int):
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        size: int,
+        train: bool,
+        seed: int,
+        skip_bad: bool,
+        resize: int,
+        mode: str = "bilinear",
+    ):
         self.samples, self.size, self.train, self.seed, self.skip_bad = samples, size, train, seed, skip_bad
-        self.resize = resize
+        self.resize, self.mode = resize, mode
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor, int]:
         epoch, number = key
         picture, (_, label) = readable(self.samples, number, self.skip_bad)
-        if self.train:
+        if self.train and epoch is not None:
             *box, mirrored = piece(*picture.shape[1:], chance_of(self.seed, epoch, number))
-            seen = resized(picture, *box, (self.size, self.size))
+            seen = resized(picture, *box, (self.size, self.size), self.mode)
             return (seen.flip(1) if mirrored else seen), label
-        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.resize))
+        whole = resized(picture, 0, 0, *picture.shape[1:], enlarged(*picture.shape[1:], self.resize), self.mode)
         top, left = (round((extent - self.size) / 2) for extent in whole.shape[:2])
         return whole[top : top + self.size, left : left + self.size], label
 
 
-def resized(picture: Tensor, top: int, left: int, height: int, width: int, size: tuple[int, int]) -> Tensor:
+def resized(
+    picture: Tensor, top: int, left: int, height: int, width: int, size: tuple[int, int], mode: str = "bilinear"
+) -> Tensor:
     """A box of a (3, H, W) picture as (*size, 3), as torchvision resizes it."""
     box = picture[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-    seen = torch.nn.functional.interpolate(box, size, mode="bilinear", antialias=True)  # channels_last: twice as fast
+    seen = torch.nn.functional.interpolate(box, size, mode=mode, antialias=True)  # channels_last: twice as fast
     return seen[0].permute(1, 2, 0)
 
 

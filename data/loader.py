@@ -32,11 +32,13 @@ class Loader:
         classes: class names; a label is an index into them.
         size: height and width of what is yielded.
         resize: evaluation resizes the shorter side to this before it cuts the centre out.
+        interpolation: between pixels, where pictures are resized: "bilinear" or "bicubic".
         epoch, batch: the position, in batches already yielded.
     """
 
     size: int
     resize: int
+    interpolation = "bilinear"
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Loader:
         if train:
             self.batch_size -= self.batch_size % world  # all processes have equally many, of few pictures, too
         self.epoch = self.batch = 0
+        self.augments = train  # whether pictures are cut and mirrored at random
         self.mean, self.std = list(mean), list(std)
         self._mean = torch.tensor(mean, device=device) * 255
         self._std = torch.tensor(std, device=device) * 255
@@ -93,16 +96,20 @@ class Loader:
             )
         return self.count - steps * batches * self.batch_size if self.limit is None else 0
 
-    def first(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def first(self, pictures: int, augmented: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """The first batches of the first epoch, `pictures` in all: whole ones, and so the same in every process.
 
         The position stays as it is. Not while another iteration is under way: they share the workers.
+
+        Args:
+            augmented: as training sees them; else as evaluation does.
         """
         position, self.epoch = self.epoch, 0
+        self.augments = self.train and augmented
         try:
             yield from self._on_device(self._order()[:pictures].split(self.batch_size))
         finally:
-            self.epoch = position
+            self.epoch, self.augments = position, self.train
 
     def spread(self, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of `pictures` pictures, at even distances in the order in which they are stored: of all classes."""
@@ -111,7 +118,7 @@ class Loader:
 
     def preparation(self) -> dict[str, object]:
         """What evaluation does to a picture, and the names of the classes: what travels with an exported network."""
-        facts = {"size": self.size, "resize": self.resize, "interpolation": "bilinear", "crop": "center"}
+        facts = {"size": self.size, "resize": self.resize, "interpolation": self.interpolation, "crop": "center"}
         return facts | {"mean": self.mean, "std": self.std, "classes": self.classes}
 
     def state_dict(self) -> dict[str, int]:
@@ -187,6 +194,8 @@ class ResidentLoader(Loader):
         generator = self.generator()  # the chances go to the device once an epoch: a copy a batch would make it wait
         corner = torch.randint(2 * self.pad + 1, (self.count, 2), generator=generator).to(self.device)
         mirrored = (torch.rand(self.count, generator=generator) < 0.5 * self.flip).to(self.device)
+        if not self.augments:
+            corner, mirrored = torch.full_like(corner, self.pad), torch.zeros_like(mirrored)
         line = torch.arange(self.size, device=self.device)
         for numbers in plan:
             rows, columns = corner[numbers].T[:, :, None] + line  # (B, size) each

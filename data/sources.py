@@ -13,7 +13,7 @@ from data.dali import DaliLoader
 from data.folder import FolderLoader, decode
 from data.loader import MEAN, STD, Loader, ResidentLoader
 from data.records import Records
-from data.trees import class_names, class_tree, unread
+from data.trees import class_names, class_tree, numbered_classes, unread
 
 CHECKED_UP_TO = 20_000  # pictures; larger sets are checked as they are read
 TRAIN_FOLDERS, VAL_FOLDERS = ("train", "ILSVRC2012_img_train"), ("val", "test")
@@ -49,6 +49,8 @@ class Request:
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
     resize: int | None = None  # the shorter side before evaluation's centre crop; default: 256 where the crop is 224
+    interpolation: str = "bilinear"  # where pictures of folders are resized
+    classes: Path | None = None  # a file of class names: their numbers, of which the folders may hold a part
     augment: bool = True  # else the training pictures, too, are seen as evaluation sees them
 
     def loader_arguments(self, train: bool) -> dict:
@@ -60,7 +62,8 @@ class Request:
 
     def folder_arguments(self) -> dict:
         """The further arguments of loaders that decode pictures as they are needed."""
-        return {"size": self.image_size, "resize": self.resize, "workers": self.workers, "skip_bad": self.skip_bad}
+        own = {"size": self.image_size, "resize": self.resize, "interpolation": self.interpolation}
+        return own | {"workers": self.workers, "skip_bad": self.skip_bad}
 
 
 def digits(request: Request) -> Pair:
@@ -160,8 +163,9 @@ def imagefolder(request: Request) -> Pair:
 
 def _imagefolder_parts(request: Request) -> tuple[list[str], dict[bool, list[Sample]]]:
     path = _existing(request, "imagefolder")
-    classes, train = class_tree(_part(path, TRAIN_FOLDERS))
-    val_classes, val = class_tree(_part(path, VAL_FOLDERS))
+    known = numbered_classes(request.classes) if request.classes else None
+    classes, train = class_tree(_part(path, TRAIN_FOLDERS), known)
+    val_classes, val = class_tree(_part(path, VAL_FOLDERS), known)
     if classes != val_classes:
         odd = sorted(set(classes) ^ set(val_classes))
         raise ValueError(f"--data_path {path}: train and val have different classes ({', '.join(odd[:5])}, ...)")

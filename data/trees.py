@@ -4,13 +4,21 @@ import os
 from pathlib import Path
 
 
-def class_tree(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Class names and (picture, label) pairs of a folder of class folders."""
-    classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry))
-    if not classes:
+def class_tree(path: Path, known: list[str] | None = None) -> tuple[list[str], list[tuple[str, int]]]:
+    """Class names and (picture, label) pairs of a folder of class folders.
+
+    Args:
+        known: all class names in the order of their numbers, of which the folder may hold a part.
+    """
+    found = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry))
+    if not found:
         raise ValueError(f"--data_path {path}: has no class folders")
-    samples = [(picture, label) for label, name in enumerate(classes) for picture in _pictures(str(path / name))]
-    empty = sorted(set(range(len(classes))) - {label for _, label in samples})
+    classes = known or found
+    if foreign := sorted(set(found) - set(classes)):
+        raise ValueError(f"--data_path {path}: has folders that --classes does not name: {', '.join(foreign[:5])}")
+    number = {name: label for label, name in enumerate(classes)}
+    samples = [(picture, number[name]) for name in found for picture in _pictures(str(path / name))]
+    empty = sorted({number[name] for name in found} - {label for _, label in samples})
     if empty:
         raise ValueError(f"--data_path {path}: no pictures in {', '.join(classes[label] for label in empty[:5])}")
     return classes, samples
@@ -51,6 +59,16 @@ def _files(folder: str, endings: tuple[str, ...]) -> list[str]:
 def _hidden(entry: os.DirEntry) -> bool:
     """Whether tools put it there for themselves: `.ipynb_checkpoints`, `.DS_Store`, `._1.png`."""
     return entry.name.startswith(".")
+
+
+def numbered_classes(path: Path) -> list[str]:
+    """The class names of --classes FILE. Raises ValueError if there are none, or one stands there twice."""
+    names = class_names(path)
+    if not names:
+        raise ValueError(f"--classes {path}: has no class names")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--classes {path}: names {max(names, key=names.count)} twice")
+    return names
 
 
 def class_names(path: Path) -> list[str]:

@@ -3,10 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-import data
 import models
 import pruning.options
-from utils.options import Options
+from jobs.pictures import preparation
+from models import libraries
+from utils.options import PUBLISHED, Options
 
 
 def complete(options: Options) -> Options:
@@ -19,13 +20,15 @@ def complete(options: Options) -> Options:
         ValueError: the file cannot be read.
     """
     path = options.evaluate or options.pretrained_model
+    path = None if path == PUBLISHED else path
     said = models.read_checkpoint(path) if path else {}
     if "classes" not in said:
         return options
     try:
-        found = {"arch": said["arch"]} if said["arch"] in models.NETWORKS else {}
+        found = _network(options, path, said)
         if options.evaluate:
             found |= {"image_size": said["image_size"]} | _of_method(options, said["options"])
+            found |= {name: said["options"].get(name) for name in ("mean", "std", "interpolation", "crop")}
             if "N" not in options.given:
                 lengths = [layer.get("N", 1) for layer in said.get("kept", {}).values()]
                 lengths = lengths or [said["options"].get("N") or options.evaluation.N]
@@ -33,6 +36,24 @@ def complete(options: Options) -> Options:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: what it says about itself is damaged ({error!r})") from None
     return dataclasses.replace(options, **{k: value for k, value in found.items() if k not in options.given})
+
+
+def _network(options: Options, path: Path, said: dict) -> dict[str, object]:
+    """The network that the file holds, and the arguments that make it, unless another one is asked for.
+
+    Raises:
+        ValueError: it is made by code of the user's own, which a file alone does not make us run.
+    """
+    arch = said["arch"]
+    if "arch" not in options.given:
+        if libraries.of_function(arch):
+            raise ValueError(f"{path}: its network is made by code: --arch {arch} allows to run it")
+        if not models.rebuildable(arch):
+            return {}
+    elif models.known(options.arch) != arch:
+        return {}
+    words = [f"{name}={value!r}" for name, value in said.get("arch_options", {}).items()]
+    return {"arch": arch} | ({"arch_options": words} if words else {})
 
 
 def _of_method(options: Options, before: dict) -> dict[str, object]:
@@ -52,16 +73,17 @@ def check_pictures(path: Path, options: Options) -> None:
     size = said.get("image_size") if "classes" in said else None
     if size and options.image_size and size != options.image_size:
         raise ValueError(f"--image_size {options.image_size}: {path} was trained on pictures of {size}x{size}")
-    check_normalisation(path, said)
+    check_normalisation(path, said, options)
 
 
-def check_normalisation(path: Path, said: dict) -> None:
+def check_normalisation(path: Path, said: dict, options: Options) -> None:
     """Raise ValueError if the checkpoint was trained on pictures that were normalised in another way."""
-    for name, ours in normalisation().items():
+    for name, ours in normalisation(options).items():
         if said.get(name, ours) != ours:
             raise ValueError(f"{path} was trained on pictures normalised by {name} {said[name]}, not {ours}")
 
 
-def normalisation() -> dict[str, list[float]]:
+def normalisation(options: Options) -> dict[str, list[float]]:
     """What is subtracted from the channels of pictures (0 to 1) and what they are divided by."""
-    return {"mean": list(data.MEAN), "std": list(data.STD)}
+    prepared = preparation(options)
+    return {"mean": prepared["mean"], "std": prepared["std"]}

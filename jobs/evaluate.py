@@ -21,6 +21,7 @@ def evaluate(parts: Parts) -> None:
     options, network, method, images = parts.options, parts.network, parts.method, parts.images()
     check_pictures(options.evaluate, options)
     facts = models.load_checkpoint(network, options.evaluate, parts.train.classes, **method.reading())
+    models.plainify(network)
     if facts["extras"]:
         method.accept(facts["extras"])
         method.attach(network)

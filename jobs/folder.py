@@ -120,13 +120,13 @@ def identity(train: Loader, val: Loader) -> dict[str, dict]:
     return {"train": train.identity(), "val": val.identity()}
 
 
-def check_same_data(state: dict, classes: list[str], now: dict[str, dict]) -> None:
+def check_same_data(options: Options, state: dict, classes: list[str], now: dict[str, dict]) -> None:
     """Raise ValueError if the run of the checkpoint `state` began with other pictures or classes.
 
     Args:
         now: the `identity` of the pictures at hand.
     """
-    checkpoint.check_normalisation(Path("--resume: the checkpoint"), state)
+    checkpoint.check_normalisation(Path("--resume: the checkpoint"), state, options)
     changed = difference(state.get("classes"), classes)
     for part, pictures in now.items():
         before = state.get("data", now)[part]

@@ -30,7 +30,8 @@ class Parts:
         network: on the device; dense, until the method is attached.
         train, val: what this process sees of the pictures.
         ranks: the processes that share every batch.
-        accuracy: loss, top-1 and top-5 by stage ("dense", "pruned", "tuned").
+        accuracy: loss, top-1 and top-5 by stage ("dense", "pruned", "repaired", "tuned").
+        errors: layer -> its relative error after the repair.
         data: what tells the pictures from others.
     """
 
@@ -42,6 +43,7 @@ class Parts:
     ranks: Ranks
     screen: Console
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     data: dict[str, dict] = field(default_factory=dict)
 
     @property
@@ -63,9 +65,16 @@ def in_words(figures: dict[str, float]) -> str:
     return f"top-1 {figures['top1']:.2f}, top-5 {figures['top5']:.2f}, loss {figures['loss']:.4f}"
 
 
+def create_network(options: Options, num_classes: int = 1000) -> nn.Module:
+    """The dense network of a run, made of plain layers: to ask its structure, and to compare with."""
+    network = models.create_model(options.arch, num_classes, **options.arguments())
+    models.plainify(network)
+    return network
+
+
 def compare_with_dense(parts: Parts, network: nn.Module, images: torch.Tensor) -> tuple[dict[str, Cost], dict]:
     """Costs by layer and in all, where channels that the dense network has, and this one has not, are zeros."""
-    dense = models.create_model(parts.options.arch, network.num_classes)
+    dense = create_network(parts.options, network.num_classes)
     costs = beside(count(dense, images[:1].cpu()), count(network, images[:1]))
     return costs, totals(network, costs, dense)
 

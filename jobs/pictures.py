@@ -1,9 +1,10 @@
-"""The pictures of a run: its loaders, or only whether all pictures decode."""
+"""The pictures of a run: how they are prepared, its loaders, or only whether all pictures decode."""
 
 import torch
 from rich.console import Console
 
 import data
+from models import libraries
 from utils.options import Options
 from utils.ranks import Ranks
 
@@ -11,6 +12,20 @@ from utils.ranks import Ranks
 def image_size(options: Options) -> int:
     """Pixels a side: what was asked for, or what the data set has."""
     return options.image_size or data.known(options.data_set).size
+
+
+def preparation(options: Options) -> dict[str, object]:
+    """How pictures are prepared: `mean`, `std`, `interpolation` and `resize`, evaluation's shorter side.
+
+    Each is what was asked for, or else what the network's library says, or else as for ImageNet.
+    """
+    prepared = {"mean": list(data.MEAN), "std": list(data.STD), "interpolation": "bilinear", "crop": 224 / 256}
+    asked = {name: getattr(options, name) for name in prepared if getattr(options, name) is not None}
+    said = {} if asked.keys() == prepared.keys() else libraries.preprocessing(options.arch)
+    if said.get("interpolation") not in (None, "bilinear", "bicubic"):  # timm has "random" for a few
+        del said["interpolation"]
+    prepared |= said | asked
+    return prepared | {"resize": round(image_size(options) / prepared.pop("crop"))}
 
 
 def create_loaders(
@@ -76,4 +91,6 @@ def _request(options: Options, device: torch.device, screen: Console) -> dict:
         "skip_bad": options.bad_pictures == "skip",
         "use_dali": options.use_dali,
         "say": screen.print,
+        **preparation(options),
+        "classes": options.classes,
     }

@@ -1,6 +1,7 @@
 """Prune a network and train it: start (load, attach, resume), train, hand over (finish, prove, export, report)."""
 
 import copy
+import time
 from functools import partial
 
 import torch
@@ -14,10 +15,11 @@ from jobs.folder import begin, check_same_data, identity, resumable
 from jobs.parts import Parts, compare_with_dense, export, in_words, summarise
 from jobs.pictures import check_steps, image_size
 from pruning.score import Calibration
+from structure.plain import in_words as plain_in_words
 from utils import callbacks, report
 from utils.kept import Kept
 from utils.loss import Loss
-from utils.options import Options
+from utils.options import PUBLISHED, Options
 from utils.run import Run, fit
 
 OPTIMIZERS = {
@@ -32,6 +34,14 @@ def create_method(options: Options) -> pruning.Method:
     """The method of a run. Raises ValueError if the epochs do not suit its rounds: before data is opened."""
     method = pruning.create_method(options.conv_type, **vars(options.own))
     options.schedule(method.rounds)
+    if options.repair and type(method) is pruning.Method:  # dense: masks are the zeros of the checkpoint
+        if not options.dense_model:
+            raise ValueError("--repair: --method dense keeps the zeros of --pretrained_model: name --dense_model, too")
+        if options.num_epochs:
+            raise ValueError(
+                f"--num_epochs {options.num_epochs}: --method dense would train the repaired zeros away: choose 0, or "
+                "the method that they come from"
+            )
     return method
 
 
@@ -45,7 +55,7 @@ def start(parts: Parts, argv: list[str]) -> Run:
     state = resumable(options, parts.screen)
     parts.data = identity(parts.train, parts.val)
     if state and not options.accept_changed_data:
-        check_same_data(state, parts.train.classes, parts.data)
+        check_same_data(options, state, parts.train.classes, parts.data)
     teacher = load_and_attach(parts, measured=state is None)
     run = Run(
         parts.network,
@@ -63,7 +73,7 @@ def start(parts: Parts, argv: list[str]) -> Run:
     )
     if state:
         run.load_state_dict(state)
-        parts.accuracy = state["accuracy"]
+        parts.accuracy, parts.errors = state["accuracy"], state.get("errors", {})
     if parts.ranks.first:
         begin(options, argv)
     return run
@@ -79,25 +89,53 @@ def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
     """
     options, network, method = parts.options, parts.network, parts.method
 
-    def measure(stage: str, label: str) -> None:
+    def measure(stage: str, label: str, of: nn.Module | None = None) -> None:
         if measured and options.pretrained_model:
-            figures = parts.accuracy[stage] = parts.evaluate(network)
+            figures = parts.accuracy[stage] = parts.evaluate(of or network)
             parts.screen.print(f"{label}: {in_words(figures)}")
 
     if options.pretrained_model:
-        checkpoint.check_normalisation(options.pretrained_model, models.read_checkpoint(options.pretrained_model))
+        if options.pretrained_model != PUBLISHED:
+            said = models.read_checkpoint(options.pretrained_model)
+            checkpoint.check_normalisation(options.pretrained_model, said, options)
         classes, reading = parts.train.classes, method.reading()
-        facts = models.load_checkpoint(network, options.pretrained_model, classes, fresh_classifier=True, **reading)
+        reading |= {"fresh_classifier": not options.repair}  # which would be fitted to what chance says
+        facts = models.load_checkpoint(network, options.pretrained_model, classes, **reading)
         method.accept(facts["extras"])
         if "note" in facts:
             parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
-    dense = copy.deepcopy(network).eval() if options.distill or method.needs_dense else None
-    measure("dense", "dense")
-    calibration = Calibration(partial(parts.train.first, options.calibration), cross_entropy)
-    method.attach(network, calibration)
-    method.calibrate(network, dense, calibration)
+    dense = None
+    if options.dense_model:
+        models.load_checkpoint(dense := copy.deepcopy(network), options.dense_model, parts.train.classes)
+        models.plainify(dense)
+    if replaced := models.plainify(network):  # after the weights are in, whose names are the library's
+        parts.screen.print(f"made of plain layers: {plain_in_words(replaced)}")
+    if options.distill or options.repair:
+        dense = (dense or copy.deepcopy(network)).eval()
+    measure("dense", "dense", dense)
+    method.attach(network, Calibration(partial(parts.train.first, options.calibration), cross_entropy))
     measure("pruned", "pruned, before training")
+    if options.repair and measured:
+        repair(parts, dense)
+        measure("repaired", "repaired, before training")
     return dense if options.distill else None
+
+
+def repair(parts: Parts, dense: nn.Module) -> None:
+    """Let the method repair what its masks broke, and say what that has left out. A resumed run has it behind it."""
+    options = parts.options
+    seen = partial(parts.train.first, options.calibration, augmented=False)
+    began, result = time.monotonic(), parts.method.calibrate(parts.network, dense, Calibration(seen, cross_entropy))
+    parts.ranks.share(list(parts.network.state_dict().values()))  # GPUs may round differently
+    count = min(options.calibration, parts.train.count)
+    fewer = f" ({options.calibration} were asked for)" if count < options.calibration else ""
+    seconds = time.monotonic() - began
+    parts.screen.print(f"repaired: {len(result.errors)} layers on {count} pictures{fewer} in {seconds:.0f} s")
+    for name, reason in result.left_out.items():
+        parts.screen.print(f"--calibration {options.calibration}: {name}: {reason}")
+    if not result.errors and not result.left_out:
+        parts.screen.print("--repair: nothing is pruned yet, so there is nothing to repair")
+    parts.errors = result.errors
 
 
 def train(parts: Parts, run: Run) -> None:
@@ -114,6 +152,8 @@ def hand_over(parts: Parts, run: Run) -> None:
     options, images, network = parts.options, parts.images(), run.kept_network()
     kept = pruning.finish(parts.method, network, images)
     missed = parts.method.shortfalls(network, kept, images[:1])
+    for name, error in parts.errors.items():
+        kept.setdefault(name, Kept("as in the checkpoint")).error = error
     save_final(parts, network, kept, run.epoch)
     if options.shrink:
         network, _ = pruning.proven_copy(network, pruning.shrink, images)
@@ -133,8 +173,8 @@ def hand_over(parts: Parts, run: Run) -> None:
 def about(parts: Parts) -> dict:
     """What every checkpoint says about itself, beside what it says about its network."""
     facts = {"classes": parts.train.classes, "image_size": image_size(parts.options), "data": parts.data}
-    facts |= checkpoint.normalisation()
-    return facts | {"options": parts.options.to_json(), "accuracy": parts.accuracy}
+    facts |= checkpoint.normalisation(parts.options)
+    return facts | {"options": parts.options.to_json(), "accuracy": parts.accuracy, "errors": parts.errors}
 
 
 def save_final(parts: Parts, network: nn.Module, kept: dict[str, Kept], epoch: int) -> None:

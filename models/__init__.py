@@ -1,9 +1,10 @@
-"""Networks: plain `nn.Module`s by name, and the files that their weights come from."""
+"""Networks: `nn.Module`s by name, ours, a library's or the user's, and the files that their weights come from."""
 
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from models import libraries
 from utils.published import FIRST_NORM_SCALE
 
 if TYPE_CHECKING:
@@ -38,62 +39,103 @@ NETWORKS = {
     "resnet56_b": Network("resnet_cifar", "ResNet-56 for CIFAR with projections, as ResRep prunes it"),
     "resnet110_b": Network("resnet_cifar", "ResNet-110 for CIFAR with projections, as ResRep prunes it"),
     "resnet56_projection": Network("resnet_cifar", "ResNet-56 for CIFAR as stripe-wise pruning starts from it"),
-    "vgg16_bn": Network("vgg", "VGG-16 for CIFAR with batch normalisation, as stripe-wise pruning has it"),
+    "vgg11_bn": Network("vgg", "VGG-11 for CIFAR with batch normalisation, as stripe-wise pruning has it"),
+    "vgg13_bn": Network("vgg", "VGG-13 for CIFAR, likewise"),
+    "vgg16_bn": Network("vgg", "VGG-16 for CIFAR, likewise"),
+    "vgg19_bn": Network("vgg", "VGG-19 for CIFAR, likewise"),
+    "vgg11_bn_bip": Network("vgg", "VGG-11 for CIFAR with batch normalisation and three linear layers, as BiP has it"),
+    "vgg13_bn_bip": Network("vgg", "VGG-13 for CIFAR, likewise"),
+    "vgg16_bn_bip": Network("vgg", "VGG-16 for CIFAR, likewise"),
     "wrn_28_1": Network("wide_resnet", "Wide ResNet-28-1 for CIFAR (Zagoruyko and Komodakis 2016)"),
     "wrn_28_4": Network("wide_resnet", "Wide ResNet-28-4 for CIFAR"),
     "wrn_28_10": Network("wide_resnet", "Wide ResNet-28-10 for CIFAR"),
     "wrn_40_2": Network("wide_resnet", "Wide ResNet-40-2 for CIFAR"),
 }
 NAMES = tuple(sorted(NETWORKS))
-ALIASES = {f"resnet{depth}s": f"resnet{depth}" for depth in (20, 32, 44, 56)}  # BiP's names of networks -> ours
+FOREIGN = {  # what else a name may be, for --list
+    "timm/NAME": "a network of timm, as timm calls it",
+    "torchvision/NAME": "a network of torchvision that classifies, as torchvision calls it",
+    "FILE.py:FUNCTION": "what a function of a file returns that takes num_classes",
+    "MODULE:FUNCTION": "likewise, of a module that Python finds: package.module:function",
+}
+BIP_NAMES = {f"resnet{depth}s": f"resnet{depth}" for depth in (20, 32, 44, 56, 110)}  # BiP's networks -> ours
+RESREP_NAMES = {"src56": "resnet56_b", "src110": "resnet110_b", "sres50": "resnet50", "smi1": "mobilenet_v1"}
+ALIASES = BIP_NAMES | RESREP_NAMES
 
 # What is imported only when it is asked for, since it needs torch: name -> module.
 LATE = dict.fromkeys(("describe", "load_checkpoint", "read_checkpoint", "save_checkpoint"), "models.formats")
-LATE |= {"widths": "structure"}
+LATE |= {"plainify": "structure", "widths": "structure"}
 
 __all__ = [
     "ALIASES",
+    "FOREIGN",
     "NAMES",
     "NETWORKS",
     "create_model",
     "describe",
+    "known",
     "load_checkpoint",
+    "plainify",
     "read_checkpoint",
+    "rebuildable",
     "save_checkpoint",
     "widths",
 ]
 
 
 def known(name: str) -> str:
-    """The one of `NAMES` that `name`, which may be one of `ALIASES`, means. Raises ValueError if there is none."""
+    """What `name` means: one of `NAMES`, for which it may be one of `ALIASES`, or itself, of a library or a function.
+
+    Needs no torch, so that a library is not asked yet whether it has the network.
+
+    Raises:
+        ValueError: there is no such network.
+    """
     arch = ALIASES.get(name, name)
-    if arch not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(NAMES)}")
+    if libraries.of_function(arch):
+        libraries.check_function(arch)
+    elif arch not in NETWORKS and not libraries.of_library(arch):
+        raise ValueError(
+            f"unknown network {name!r}: choose one of {', '.join(NAMES)}, or timm/NAME, torchvision/NAME, "
+            "FILE.py:FUNCTION, package.module:FUNCTION"
+        )
     return arch
 
 
-def create_model(name: str, num_classes: int = 1000, seed: int = 0) -> "nn.Module":
-    """The dense network `name`, a plain `nn.Module`; its attribute `arch` is its name in `NAMES`.
+def rebuildable(name: object) -> bool:
+    """Whether a file may say that its network is `name`: code of the user's own must be named by the user."""
+    return name in NETWORKS or (isinstance(name, str) and libraries.of_library(name))
+
+
+def create_model(name: str, num_classes: int = 1000, seed: int = 0, **options: object) -> "nn.Module":
+    """The dense network `name` as its library makes it; its attribute `arch` is what `known` returns for the name.
 
     Its weights depend on the seed alone, and no random state outside changes.
 
+    Args:
+        options: further arguments of a library's or the user's function.
+
     Raises:
-        ValueError: no such network, or no class.
+        ValueError: no such network, no class, or an option that it does not take.
     """
     arch = known(name)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: a network needs at least one class")
+    if options and arch in NETWORKS:
+        raise ValueError(f"--arch_options {' '.join(options)}: {arch} takes none")
     import torch
 
-    make = getattr(importlib.import_module(f"models.{NETWORKS[arch].module}"), arch)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU's generator, too
-        network = make(num_classes)
+        if arch in NETWORKS:
+            network = getattr(importlib.import_module(f"models.{NETWORKS[arch].module}"), arch)(num_classes)
+        else:
+            network = libraries.build(arch, num_classes, options)
     if arch in FIRST_NORM_SCALE:
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 torch.nn.init.constant_(layer.weight, FIRST_NORM_SCALE[arch])
-    network.arch, network.num_classes = arch, num_classes
+    network.arch, network.num_classes, network.arch_options = arch, num_classes, options
     return network
 
 

@@ -25,20 +25,27 @@ class Costs:
     def __init__(self, network: nn.Module, targets: list, image: Tensor, round_to: int = 1, published: bool = False):
         counted = COUNTED_MACS.get(getattr(network, "arch", None)) if published else None
         widths = [len(network.get_submodule(target.name).weight) for target in targets]  # it may be narrower already
-        place = {target.space: number for number, target in enumerate(targets)}
-        outputs = {name: place for space, place in place.items() for name in (*space.producers, *space.carriers)}
-        inputs = {name: place for space, place in place.items() for name in space.consumers}
+        outputs, inputs = {}, {}  # layer -> the targets whose channels it writes, or reads, as often as it does
+        for number, target in enumerate(targets):
+            for name in (*target.space.producers, *target.space.carriers):
+                outputs.setdefault(name, []).append(number)
+            for name in target.space.consumers:
+                inputs.setdefault(name, []).append(number)
         self.dense = [target.space.channels for target in targets]
         self.round_to, fixed = round_to, len(targets)
         units, self.outputs, self.inputs = [], [], []
         for name, cost in count(network, image).items():
             if name.endswith(".compactor"):  # it will be merged
                 continue
-            places = [outputs.get(name, fixed), inputs.get(name, fixed)]
-            unit = cost.macs // int(np.prod([[*widths, 1][place] for place in places]))
-            units.append(unit * (counted(name) if counted else 1))
-            self.outputs.append(places[0])
-            self.inputs.append(places[1])
+            O, I = network.get_submodule(name).weight.shape[:2]
+            per_channel, rows = _shares(outputs.get(name, []), O, widths, fixed)
+            per_input, columns = _shares(inputs.get(name, []), I, widths, fixed)
+            unit = cost.macs // (per_channel * per_input) * (counted(name) if counted else 1)
+            for output, times in rows.items():
+                for input, more in columns.items():
+                    units.append(unit * times * more)
+                    self.outputs.append(output)
+                    self.inputs.append(input)
         self.units = np.array(units)
         self.total = self(self.dense)
 
@@ -50,6 +57,24 @@ class Costs:
 
     def share(self, widths) -> float:
         return self(widths) / self.total
+
+
+def _shares(places: list[int], channels: int, widths: list[int], fixed: int) -> tuple[int, dict[int, int]]:
+    """By how many channels a layer's cost is divided, and target -> how often its width counts then.
+
+    Args:
+        places: the targets whose channels the layer has, as often as it has them.
+        channels: how many the layer has now; a linear layer behind a flatten has several a target's channel.
+        widths: of the targets now.
+        fixed: stands for channels of no target, whose width counts as 1.
+    """
+    if not places:
+        return 1, {fixed: 1}
+    if len(places) == 1 and channels % widths[places[0]] == 0:
+        return widths[places[0]], {places[0]: 1}
+    others = channels - sum(widths[place] for place in places)
+    shares = {place: places.count(place) for place in places}
+    return channels, shares | ({fixed: others} if others else {})
 
 
 def rounded_up(width, multiple: int, most):

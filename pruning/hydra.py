@@ -13,6 +13,7 @@ from pruning.imp import IMP
 from pruning.layers import add_scores, masked_layers
 from pruning.method import Method
 from pruning.options import HydraOptions, IMPOptions
+from pruning.repair import Repaired
 from pruning.score import Calibration
 from pruning.selection import Selective
 from utils.kept import Kept
@@ -70,6 +71,12 @@ class Hydra(Selective):
         if self.published and self.options.score_init == "magnitude":
             return weight.data
         return SCORE_INITS[self.options.score_init](weight.data)
+
+    def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> Repaired:
+        layers = masked_layers(network).values()
+        if any(layer.weight.data_ptr() == layer.popup_scores.data_ptr() for layer in layers):
+            raise ValueError("--repair: under --fidelity reference the scores are the weights: --fidelity paper")
+        return super().calibrate(network, dense, calibration)
 
     def after_update(self, run: Run) -> None:
         self.settle(run.network)

@@ -97,7 +97,4 @@ def norms_of_filters(network: nn.Module, layers: dict[str, nn.Module]) -> dict[s
     """Of `layers`, those whose outputs batch-norms see that see no others -> their names."""
     graph = Graph(network)
     lone = {name: graph.output[name] for name in layers if graph.output[name].producers == [name]}
-    return {
-        name: [norm for norm in space.carriers if isinstance(graph.modules[norm], nn.BatchNorm2d)]
-        for name, space in lone.items()
-    }
+    return {name: graph.norms_of(space) for name, space in lone.items()}

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pruning.options import NoOptions
+from pruning.repair import Repaired, repair
 from pruning.score import Calibration
 from utils.kept import Kept
 from utils.run import Run
@@ -28,7 +29,6 @@ class Method:
 
     batches_per_step = 1
     rounds = 1  # trainings that follow one another in a run, each under the whole schedule of the learning rate
-    needs_dense = False  # whether `calibrate` is given a copy of the dense network
 
     def __init__(self, name: str = "dense", options: NoOptions = NoOptions()):  # noqa: B008 (frozen)
         self.name, self.options = name, options
@@ -65,8 +65,15 @@ class Method:
             calibration: for methods that look at data.
         """
 
-    def calibrate(self, network: nn.Module, dense: nn.Module | None, calibration: Calibration) -> None:
-        """Called after `attach`: make good for what the mask broke, beside the `dense` network (if `needs_dense`)."""
+    def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> Repaired:
+        """Called after `attach`, on request: repair what the masks broke, beside the `dense` network.
+
+        By default, masks stay. Those of plain layers are where their weights are not zero: a pruned checkpoint's.
+
+        Raises:
+            ValueError: there is no calibration picture, or `dense` is no dense version of `network`.
+        """
+        return repair(network, dense, calibration)
 
     def optimizers(self, network: nn.Module, make: Callable) -> list[torch.optim.Optimizer]:
         """The optimisers of the run; `make(parameters)` builds one by the run's options."""

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, fields
+from math import gcd
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from pruning.layers import add_mask, check_plain, hold, masked_layers, remove_ma
 from pruning.method import Method
 from pruning.options import OneShotOptions, RandomOptions
 from pruning.order import clustered_order, filter_order
+from pruning.reconstruction import Problem
+from pruning.repair import Repaired, repair
 from pruning.score import NEED_GRADIENTS, Calibration, mean_gradients, score
 from structure import Graph
 from utils.kept import Kept
@@ -41,7 +44,7 @@ class Plan:
         rate: the share of groups that is asked to go, and `goal` their number.
         order: (O,) int64: the filters that form blocks, one after another; None as they are stored.
         chance: (groups,) a random score of every group; None where the weights decide.
-        gradient: of the weight's shape, for scores that need one.
+        known: of the weight's shape, for scores that need more than the weight: a gradient, or prices.
         kept_l1, note: for the report.
     """
 
@@ -50,7 +53,7 @@ class Plan:
     goal: int
     order: Tensor | None = None
     chance: Tensor | None = None
-    gradient: Tensor | None = None
+    known: Tensor | None = None
     kept_l1: dict[str, float] | None = None
     note: str = ""
 
@@ -68,9 +71,11 @@ class OneShot(Method):
         self.random = isinstance(options, RandomOptions)
         self.pattern = PATTERNS[name]
         self.reference = getattr(options, "blocks", "aligned") == "reference"
-        self.kind = getattr(options, "score", "l1")
         if self.pattern is BLOCKS:
             self.pattern = BLOCKS.of(options.N)
+        self.kind = getattr(options, "score", None) or ("l1" if self._no_prices() else "obs")
+        if self.kind == "obs" and (reason := self._no_prices()):
+            raise ValueError(f"--score obs: {reason}")
         if self.kind in NEED_GRADIENTS and options.schedule != "oneshot":
             raise ValueError(f"--score {self.kind}: chosen once, from calibration pictures, so not with --schedule")
         self.rates = _read_rates(options.rates) if isinstance(options.rates, str | Path) else options.rates or {}
@@ -82,6 +87,19 @@ class OneShot(Method):
         further = sorted(word for word in changed if word.split()[0] not in known)
         label = f"{'random ' * self.random}{self.pattern}"
         return ", ".join([label, f"pr_target {asked['pr_target']}", *(word.removesuffix(" True") for word in further)])
+
+    def _no_prices(self) -> str:
+        """Why `--score obs` cannot serve; nothing if it can."""
+        o = self.options
+        reasons = {
+            "prices are those of a repair, so only with --repair": not o.repair,
+            "chosen once, so not with --schedule": o.schedule != "oneshot",
+            "blocks that wrap around share no rows, so not with --blocks reference": self.reference,
+            "prices of different layers do not compare, so not with --budget global": o.budget == "global",
+            "the price of a filter lies in the next layer: l1, l2 or taylor": self.pattern is FILTERS,
+            "not for a random choice": self.random,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
     def check(self, network: nn.Module) -> None:
         graph = Graph(network)
@@ -116,7 +134,8 @@ class OneShot(Method):
         rearranged = rearranged_layers(graph) if getattr(self.options, "rearrange", False) else set()
         generator = torch.Generator().manual_seed(getattr(self.options, "seed", 0))
         for name, layer in layers.items():
-            layer.plan = self._plan(layer.weight, rates[name], gradients.get(name), generator)
+            groups = getattr(layer, "groups", 1)
+            layer.plan = self._plan(layer.weight, rates[name], gradients.get(name), generator, groups)
             if name in rearranged and rates[name]:
                 self._rearrange(layer)
         if self.options.budget == "global":
@@ -124,6 +143,21 @@ class OneShot(Method):
         first = budget.SCHEDULES[self.options.schedule](0.0)
         for layer in layers.values():
             add_mask(layer, self._mask(layer.weight, layer.plan, first))
+
+    def calibrate(self, network: nn.Module, dense: nn.Module, calibration: Calibration) -> Repaired:
+        return repair(network, dense, calibration, self.choose if self.kind == "obs" else None)
+
+    def choose(self, layer: nn.Module, problem: Problem) -> Tensor:
+        """The mask of a layer by the prices of its groups."""
+        plan, weight = layer.plan, layer.weight
+        order = torch.arange(len(weight), device=weight.device) if plan.order is None else plan.order
+        size = weight[0, 0].numel() if plan.pattern.dims else 1
+        prices = problem.prices(plan.pattern.N, size, plan.rate, order).repeat_interleave(plan.pattern.N, 0)
+        by_weight = prices[: len(weight), :, None].expand(-1, -1, size)[order.argsort()]
+        plan.known = by_weight.reshape(weight.shape)
+        layer.mask.copy_(self._mask(weight, plan, 1.0))
+        plan.known = None
+        return layer.mask
 
     def after_update(self, run: Run) -> None:
         if self.options.schedule != "oneshot":
@@ -163,15 +197,21 @@ class OneShot(Method):
             raise ValueError(f"--score {self.kind}: needs calibration pictures")
         return mean_gradients(network, layers, calibration)
 
-    def _plan(self, weight: Tensor, rate: float, gradient: Tensor | None, generator: torch.Generator) -> Plan:
+    def _plan(
+        self, weight: Tensor, rate: float, gradient: Tensor | None, generator: torch.Generator, groups: int = 1
+    ) -> Plan:
         O, I = weight.shape[:2]
-        N, short = self.pattern.N, O % self.pattern.N
+        N = self.pattern.N if groups == 1 else gcd(self.pattern.N, O // groups)  # no block lies in two groups
+        short = O % N
         pattern = self.pattern.of(N, wrapped=self.reference and bool(short))
         count = len(group_means(weight, pattern))
         columns = count // I if getattr(self.options, "balanced", False) else 1
         goal = int(count * rate) if columns == 1 else int(I * rate) * columns
         tail = "blocks wrap around" if self.reference else f"blocks of {short} at the end"
-        plan = Plan(pattern, rate, goal, gradient=gradient, note=f"{N} does not divide {O}: {tail}" if short else "")
+        note = f"{N} does not divide {O}: {tail}" if short else ""
+        if N < self.pattern.N:
+            note = f"blocks of {N}, since {self.pattern.N} does not divide the {O // groups} filters of a group"
+        plan = Plan(pattern, rate, goal, known=gradient, note=note)
         if self.random:
             plan.chance = self._chance(count, goal, generator).to(weight.device)
         return plan
@@ -187,7 +227,7 @@ class OneShot(Method):
     def _rearrange(self, layer: nn.Module) -> None:
         """Choose the order in which the filters of a layer form blocks, and note what each order would keep."""
         plan, weight = layer.plan, layer.weight
-        size = score(weight, plan.gradient, self.kind)
+        size = self._scores(weight, plan)
         orders = {"stored": None, "sort": filter_order(weight)}
         if self.options.rearrange_by == "cluster":
             orders["cluster"] = clustered_order(size, plan.pattern, plan.rate)
@@ -205,9 +245,13 @@ class OneShot(Method):
         for layer, goal, size in zip(layers, goals, sizes, strict=True):
             layer.plan.goal, layer.plan.rate = goal, goal / len(size)
 
+    def _scores(self, weight: Tensor, plan: Plan) -> Tensor:
+        """Of every weight; by its size until a repair knows prices."""
+        return score(weight, plan.known, "l1" if self.kind == "obs" and plan.known is None else self.kind)
+
     def _group_scores(self, weight: Tensor, plan: Plan) -> Tensor:
         """(groups,) of the filters in their order."""
-        values = score(weight, plan.gradient, self.kind)
+        values = self._scores(weight, plan)
         return group_means(values if plan.order is None else values[plan.order], plan.pattern)
 
     def _mask(self, weight: Tensor, plan: Plan, share: float) -> Tensor:

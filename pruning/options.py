@@ -32,6 +32,7 @@ class OneShotOptions(Declared):
     schedule: str = option("oneshot", "growth of the rate while training", choices=("oneshot", "linear", "cubic"))
     schedule_end: float = option(0.5, "share of training after which the rate has grown to its end", within="(0, 1]")
     schedule_every: int = option(50, "updates between two selections of a growing rate", within="[1, inf)")
+    repair: bool = option(False, "fit what is kept to the dense network, without labels")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,9 +44,10 @@ class OneShotOptions(Declared):
 class ScoredOptions(OneShotOptions):
     """Masks that are chosen by a score of the weights, not by chance."""
 
-    score: str = option(
-        "l1",
-        "importance of a weight: its size (l1, l2), or |weight x gradient| on a few batches (taylor)",
+    score: str | None = option(
+        None,
+        "importance of a weight: its size (l1, l2), |weight x gradient| on a few batches (taylor), or what its loss "
+        "costs a repaired layer (obs) (default: obs under --repair where that can serve, else l1)",
         choices=tuple(SCORES),
     )
 

@@ -93,7 +93,9 @@ class ResRep(Method):
         graph = Graph(network)
         targets = find_targets(graph, self.options.tied_groups)
         if not targets:
-            raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune")
+            sums = not self.options.tied_groups and find_targets(graph, tied_groups=True)
+            hint = ": residual sums tie all of them; --tied_groups prunes those of a sum together" if sums else ""
+            raise ValueError(f"{type(network).__name__} has no layer whose channels ResRep could prune{hint}")
         check_plain({name: graph.modules[name] for target in targets for name, _ in target.hosts})
 
     def attach(self, network: nn.Module, calibration: Calibration | None = None) -> None:
@@ -280,7 +282,8 @@ def find_targets(graph: Graph, tied_groups: bool) -> list[Target]:
     targets, allowed = [], {SUM} if tied_groups else set()
     for space in dict.fromkeys(graph.output.values()):
         convolutions = [name for name in space.producers if isinstance(graph.modules[name], nn.Conv2d)]
-        free = not space.fixed - allowed and (tied_groups or not graph.stem.intersection(convolutions))
+        free = not space.sized and not space.fixed - allowed
+        free &= tied_groups or not graph.stem.intersection(convolutions)
         if not free or len(convolutions) < len(space.producers) or graph.head.intersection(convolutions):
             continue
         hosts = [(name, graph.norm_after(name)) for name in convolutions]

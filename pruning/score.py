@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# From a weight and the root mean square of its gradient over batches (None where it is not asked for), of one shape.
+# From a weight and what else is known of it, of its shape: for `taylor` the root mean square of its gradient over
+# batches, for `obs` the price of its group; None for the others.
 SCORES: dict[str, Callable[["Tensor", "Tensor | None"], "Tensor"]] = {
     "l1": lambda weight, gradient: weight.abs(),
     "l2": lambda weight, gradient: weight.square(),
     # Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019): the loss changes by
     # gradient * weight, to first order, if the weight becomes zero.
     "taylor": lambda weight, gradient: (weight * gradient).abs(),
+    # Optimal Brain Surgeon: what the layer's outputs lose if the group goes and the others make up for it. A repair
+    # computes these prices, one layer after the other (`repair`).
+    "obs": lambda weight, price: price,
 }
 NEED_GRADIENTS = {"taylor"}
 
@@ -32,15 +36,15 @@ class Calibration(NamedTuple):
     loss: Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-def score(weight: "Tensor", gradient: "Tensor | None" = None, kind: str = "l1") -> "Tensor":
+def score(weight: "Tensor", known: "Tensor | None" = None, kind: str = "l1") -> "Tensor":
     """The importance of every weight, in float64, since sums over groups must not depend on their order.
 
     Args:
         weight: (O, I, ...).
-        gradient: of its shape, for the scores in `NEED_GRADIENTS`.
+        known: of its shape, for the scores that need more than the weight.
         kind: a key of `SCORES`.
     """
-    return SCORES[kind](weight.detach(), gradient).double()
+    return SCORES[kind](weight.detach(), known).double()
 
 
 def mean_gradients(

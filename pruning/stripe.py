@@ -18,7 +18,7 @@ from pruning.options import StripeOptions
 from pruning.order import order_by_shape
 from pruning.pictures import draw_shapes
 from pruning.score import Calibration
-from structure import Graph, Space, living_channels, permute, remove_branches, slice_channels
+from structure import Graph, Space, Spaces, living_channels, permute, remove_branches, slice_channels
 from utils.kept import Kept
 from utils.run import Run
 
@@ -40,7 +40,7 @@ class Site:
 
     norms: list[str]  # batch norms of its filters, where a dead filter can be sliced out
     essential: bool  # no path from picture to logits leads around it: some stripes stay
-    source: Space  # of its input channels
+    source: Spaces  # of its input channels, one after another
     target: Space
 
 
@@ -88,11 +88,10 @@ class Stripe(Method):
             layer, target = graph.layers[name], graph.output[name]
             layer.__class__ = StripeConv2d
             layer.FilterSkeleton = nn.Parameter(layer.weight.new_ones(len(layer.weight), *layer.kernel_size))
-            if not target.fixed or layer.FilterSkeleton[0].numel() > 1:
-                norms = [n for n in target.carriers if isinstance(graph.modules[n], nn.BatchNorm2d)]
-                self.sites[name] = Site(
-                    [] if target.fixed else norms, not graph.bypassed(name), graph.input[name], target
-                )
+            free = not (target.fixed or target.sized)
+            if free or layer.FilterSkeleton[0].numel() > 1:
+                norms = graph.norms_of(target) if free else []
+                self.sites[name] = Site(norms, not graph.bypassed(name), graph.input[name], target)
 
     def optimizers(self, network: nn.Module, make) -> list[torch.optim.Optimizer]:
         skeletons = [layer.FilterSkeleton for layer in stripe_layers(network).values()]
@@ -160,7 +159,7 @@ class Stripe(Method):
         for (name, site), pixels in zip(self.sites.items(), self.pixels, strict=True):
             layer, own = network.get_submodule(name), kept[name]
             here = isinstance(layer, nn.Conv2d)  # else its branch is removed
-            stripes, inputs = own.filters * sum(map(len, own.positions)), site.source.channels
+            stripes, inputs = own.filters * sum(map(len, own.positions)), sum(s.channels or 0 for s in site.source)
             if by_macs:
                 total += stripes * (inputs or layer.in_channels) * pixels  # the picture's channels are no layer's
                 left += int(layer.weight.count_nonzero()) * pixels if here else 0
@@ -206,7 +205,8 @@ class Stripe(Method):
         living = [part.sum() for part in self._living_filters(layers, flat)]
         costs, total = [], 0
         for layer, site, pixels in zip(layers, self.sites.values(), self.pixels, strict=True):
-            read = living[makers[site.source]] if site.source in makers else layer.in_channels
+            dead = sum(s.channels - living[makers[s]] for s in site.source if s in makers)
+            read = layer.in_channels - dead
             costs.append(flat.new_ones(layer.FilterSkeleton.numel(), dtype=torch.float64) * (read * pixels))
             total += layer.FilterSkeleton.numel() * layer.in_channels * pixels
         return costs, total - torch.cat(costs).sum(), total
@@ -253,7 +253,8 @@ def stripe_layers(network: nn.Module) -> dict[str, StripeConv2d]:
 
 def _normalised(graph: Graph) -> list[str]:
     """Names of the dense convolutions whose outputs a batch norm reads, and nobody else."""
-    return [n for n in graph.output if isinstance(graph.layers[n], nn.Conv2d) and graph.norm_after(n)]
+    dense = [n for n in graph.output if getattr(graph.layers[n], "groups", 0) == 1]
+    return [n for n in dense if graph.norm_after(n)]
 
 
 def _is_broken(weight: Tensor) -> bool:

@@ -5,17 +5,25 @@ Nothing here knows a pruning method or one of our networks: only layers of `torc
 
 from structure.capture import evaluating, layer_inputs
 from structure.constants import Constant, constant_inputs
-from structure.graph import LOGITS, SUM, Graph, Space, norms_after_convolutions
+from structure.graph import Graph, norms_after_convolutions
 from structure.merging import fuse_batch_norm, fuse_pointwise
 from structure.permutation import permute
+from structure.plain import SamePadding, plainify
 from structure.slicing import living_channels, narrow, remove_branches, shrink, slice_channels, widths
+from structure.spaces import LOGITS, SUM, Space, Spaces
+from structure.walk import CHANGED, DENSE, Walk
 
 __all__ = [
+    "CHANGED",
+    "DENSE",
     "LOGITS",
     "SUM",
     "Constant",
     "Graph",
+    "SamePadding",
     "Space",
+    "Spaces",
+    "Walk",
     "constant_inputs",
     "evaluating",
     "fuse_batch_norm",
@@ -25,6 +33,7 @@ __all__ = [
     "narrow",
     "norms_after_convolutions",
     "permute",
+    "plainify",
     "remove_branches",
     "shrink",
     "slice_channels",

@@ -10,8 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structure.capture import evaluating
-from structure.graph import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, REDUCTIONS, Graph
+from structure.graph import Graph
 from structure.merging import fuse_batch_norm
+from structure.operators import (
+    POOL_CALLS,
+    POOL_MODULES,
+    PRODUCT_CALLS,
+    REDUCTIONS,
+    RESIZE_CALLS,
+    RESIZE_MODULES,
+    ZERO_PADDING,
+    argument,
+)
 
 
 class Constant(nn.Module):
@@ -57,6 +67,8 @@ class Interpreter(torch.fx.Interpreter):
 
     def run_node(self, node: torch.fx.Node):
         try:
+            if node.target is F.pad:
+                return _padded(self.map_nodes_to_values(node.args[0], node), node)
             return super().run_node(node)
         except (RuntimeError, ValueError, TypeError, IndexError):
             return torch.tensor(torch.nan, dtype=torch.float64)
@@ -64,10 +76,18 @@ class Interpreter(torch.fx.Interpreter):
     def call_module(self, target: str, args: tuple, kwargs: dict):
         module, value = self.fetch_attr(target), args[0]
         if isinstance(module, nn.Conv2d | nn.Linear):
-            value = self.inputs[target] = value.flatten().expand(getattr(module, "in_channels", -1)).clone()
+            channels = getattr(module, "in_channels", None) or value.numel()
+            if value.numel() not in (1, channels):  # what is no value a channel, tells nothing
+                value = value.new_full((), torch.nan)
+            value = self.inputs[target] = value.flatten().expand(channels).clone()
             return _through_layer(module, value).view(1, -1, *[1] * (2 * isinstance(module, nn.Conv2d)))
         if isinstance(module, nn.BatchNorm2d):
-            return _through_batch_norm(module, value)
+            plain = type(module).forward is nn.BatchNorm2d.forward  # else it computes nobody knows what
+            return _through_batch_norm(module, value) if plain else torch.full_like(value, torch.nan)
+        if isinstance(module, RESIZE_MODULES):
+            return value
+        if isinstance(module, ZERO_PADDING):
+            return _beside_zeros(value, True)
         if isinstance(module, POOL_MODULES):
             return value if not isinstance(module, nn.AvgPool2d) else _beside_zeros(value, _pads(module))
         return super().call_module(target, args, kwargs)
@@ -75,6 +95,8 @@ class Interpreter(torch.fx.Interpreter):
     def call_function(self, target, args: tuple, kwargs: dict):
         if target in PRODUCT_CALLS:
             return _product(*args)
+        if target in RESIZE_CALLS:
+            return args[0]
         if target in POOL_CALLS - REDUCTIONS:  # which may take the spatial axes away
             return _beside_zeros(args[0], target is F.avg_pool2d)
         return super().call_function(target, args, kwargs)
@@ -118,6 +140,14 @@ def _through_layer(layer: nn.Module, value: Tensor) -> Tensor:
     total = (weight.sum(3) * value.nan_to_num(0)).sum(2)
     bias = 0 if layer.bias is None else layer.bias.double()
     return torch.where(reads_varying, torch.nan, total).flatten() + bias
+
+
+def _padded(value: Tensor, node: torch.fx.Node) -> Tensor:
+    """What `F.pad` makes of channels: where it pads pixels with a number, only that number stays constant."""
+    pads, mode = argument(node, 1, "pad"), argument(node, 2, "mode", "constant")
+    if len(pads) > 4:
+        return F.pad(value, list(pads), mode, argument(node, 3, "value"))
+    return value.where(value == (argument(node, 3, "value") or 0), torch.nan) if mode == "constant" else value
 
 
 def _beside_zeros(value: Tensor, padded: bool) -> Tensor:

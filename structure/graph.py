@@ -2,69 +2,34 @@
 
 Tensors whose channels must keep one common order form a *channel space*. The outputs of a convolution or linear layer
 form a new space. Batch norms, activations, pooling and depthwise convolutions pass a space on. Additions and
-multiplications unite the spaces of their operands. The image, the logits and every operator that is not listed here fix
-the order of the channels that they read or write.
+multiplications unite the spaces of their operands. A concatenation puts spaces one after another, so that a tensor may
+have the channels of several; a split takes them apart again. The image, the logits, grouped convolutions and every
+operator that is not listed in `structure.operators` fix the order of the channels that they read or write.
 """
 
 import operator
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from structure import operators
 from structure.capture import evaluating
-
-CARRY_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Dropout,
-    nn.Dropout2d, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten,
-)  # fmt: skip
-REDUCTIONS = {torch.mean, torch.amax, torch.amin, "mean", "amax", "amin"}  # over the pixels: else they mix channels
-CARRY_CALLS = REDUCTIONS | {
-    F.relu, F.relu6, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.leaky_relu, F.dropout, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.relu, torch.sigmoid, torch.flatten, torch.clamp,
-    "relu", "relu_", "sigmoid", "flatten", "clamp", "contiguous",
-}  # fmt: skip
-POOL_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
-POOL_CALLS = REDUCTIONS | {F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.max_pool2d}
-SUM_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-PRODUCT_CALLS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
-SHAPE_CALLS = {getattr, "size", "dim"}  # these return numbers, not tensors
-# This reason forbids another order for one layer alone. It does not forbid one for all layers of the space together.
-SUM = "a residual sum"
-LOGITS = "the logits"
-
-
-@dataclass(eq=False)
-class Space:
-    """Tensors whose channels share one order."""
-
-    channels: int | None = None  # how many; None if no layer produces them
-    producers: list[str] = field(default_factory=list)  # convolutions and linear layers that write the channels
-    carriers: list[str] = field(default_factory=list)  # batch norms and depthwise layers, which treat each by itself
-    consumers: list[str] = field(default_factory=list)  # convolutions and linear layers that read the channels
-    fixed: set[str] = field(default_factory=set)  # reasons why their order must stay; empty if any order will do
-    scaled: bool = False  # two tensors of this space are multiplied with each other (squeeze-excite)
-
-    def absorb(self, other: "Space") -> None:
-        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-            if isinstance(mine, list):
-                mine.extend(theirs)
-        self.fixed |= other.fixed
-        self.scaled |= other.scaled
-        self.channels = self.channels or other.channels
+from structure.operators import POOL_CALLS, POOL_MODULES, PRODUCT_CALLS, SHAPE_CALLS, SUM_CALLS, carries, is_in, name_of
+from structure.plain import SamePadding
+from structure.spaces import GROUPS, LOGITS, SUM, Space, Spaces
 
 
 class _Tracer(torch.fx.Tracer):
     failed = ""  # the innermost module that could not be traced
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or super().is_leaf_module(module, name)
+        ours = isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm | SamePadding)
+        return ours or super().is_leaf_module(module, name)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict):
         try:
@@ -81,11 +46,13 @@ class Graph:
         traced: the network as a `torch.fx.Graph`.
         nodes: those of `traced`.
         modules: `dict(network.named_modules())`.
-        layers: every convolution of one group and every linear layer by name, in `named_modules()` order.
+        layers: every linear layer and every convolution but depthwise ones by name, in `named_modules()` order.
         stem: names of the layers that read the image.
-        head: names of the layers behind the last pooling: the classifier.
+        head: names of the layers behind the last pooling: the classifier. Where no layer stands before a pooling, the
+            layers that write the network's output.
         output: layer name -> the `Space` of its output channels. Layers that are never called are missing.
-        input: layer name -> the `Space` of its input channels.
+        input: layer name -> the spaces of its input channels, one after another.
+        carried: batch norm or depthwise layer -> the spaces of its channels, one after another.
 
     Raises:
         ValueError: the network cannot be traced symbolically (control flow that depends on data), returns something
@@ -103,25 +70,24 @@ class Graph:
         except Exception as error:  # torch.fx raises many kinds of errors
             raise ValueError(_untraceable(network, tracer.failed, error)) from None
         self.nodes = self.traced.nodes
-        self.layers = {
-            name: module
-            for name, module in self.modules.items()
-            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-        }
+        self.layers = {name: module for name, module in self.modules.items() if operators.is_layer(module)}
         self.stem: set[str] = set()
-        self.input: dict[str, Space] = {}
+        self.input: dict[str, Spaces] = {}
+        self.carried: dict[str, Spaces] = {}
         self.output: dict[str, Space] = {}
-        self._spaces: dict[torch.fx.Node, Space] = {}
+        self._spaces: dict[torch.fx.Node, Spaces] = {}
+        self._pieces: dict[torch.fx.Node, list[Spaces]] = {}
         self._merged: dict[Space, Space] = {}
         for node in self.nodes:
             self._visit(node)
         self._fix_tensors_in_two_places()
-        self.input = {name: self._find(space) for name, space in self.input.items()}
+        self.input = {name: self._found(spaces) for name, spaces in self.input.items()}
+        self.carried = {name: self._found(spaces) for name, spaces in self.carried.items()}
         self.output = {name: self._find(space) for name, space in self.output.items()}
         self.head = self._behind_last_pooling()
 
     def masked_layers(self) -> dict[str, nn.Module]:
-        """The layers that pruning may touch: all but the stem, depthwise and grouped convolutions."""
+        """The layers that pruning may touch: all but the stem and depthwise convolutions."""
         return {name: layer for name, layer in self.layers.items() if name not in self.stem and name in self.output}
 
     def norm_after(self, name: str) -> str | None:
@@ -138,56 +104,120 @@ class Graph:
                 reached.add(node)
         return any(node.op == "output" for node in reached)
 
+    def rows(self, name: str) -> Spaces:
+        """The spaces of what a layer or batch norm writes, one after another."""
+        return self.carried[name] if name in self.carried else (self.output[name],)
+
+    def norms_of(self, space: Space) -> list[str]:
+        """The batch norms that carry the channels of the space and no others."""
+        norms = [name for name in space.carriers if isinstance(self.modules[name], nn.BatchNorm2d)]
+        return [name for name in norms if self.carried[name] == (space,)]
+
     def _visit(self, node: torch.fx.Node) -> None:
         sources = [source for source in node.all_input_nodes if source in self._spaces]
         target = self.modules[node.target] if node.op == "call_module" else node.target
         if node.op == "placeholder":
-            self._spaces[node] = Space(fixed={"the image"})
+            self._spaces[node] = (Space(3, fixed={"the image"}),)
         elif node.op == "get_attr":
-            self._spaces[node] = Space(fixed={f"the tensor {node.target}"})
+            if operators.value_of(self.network, node).numel() > 1:  # else it is a number, the same for all channels
+                self._spaces[node] = (Space(fixed={f"the tensor {node.target}"}),)
         elif node.op == "output":
             if not isinstance(node.args[0], torch.fx.Node):
                 kind = type(node.args[0]).__name__.removeprefix("immutable_")
                 raise ValueError(f"{type(self.network).__name__} returns a {kind}: it must return the logits alone")
             for source in sources:
-                self._space(source).fixed.add(LOGITS)
+                self._fix(self._of(source), LOGITS)
         elif isinstance(target, _BatchNorm) and target.running_mean is None:
             raise ValueError(f"{node.target}: a batch norm without running statistics (track_running_stats=False)")
         elif node.target in self.layers and node.op == "call_module":
             self._visit_layer(node, node.all_input_nodes[0])
-        elif _is_one_per_channel(target) and sources:
-            space = self._space(sources[0])
-            space.carriers.append(node.target)
-            self._spaces[node] = space
-        elif sources and _carries(node, target):
-            self._spaces[node] = self._space(sources[0])
-        elif (_is_in(target, SUM_CALLS) or _is_in(target, PRODUCT_CALLS)) and sources:
-            space = self._space(sources[0])
+        elif operators.is_one_per_channel(target) and sources:
+            spaces = self._of(sources[0])
+            if len(spaces) > 1 and None in [space.channels for space in spaces]:
+                self._fix(spaces, "operator cat")
+            for space in dict.fromkeys(spaces):
+                space.carriers.append(node.target)
+            self._spaces[node] = self.carried[node.target] = spaces
+        elif self._visit_parts(node, target):
+            pass
+        elif sources and carries(node, target, len(sources)):
+            self._spaces[node] = self._of(sources[0])
+        elif (is_in(target, SUM_CALLS) or is_in(target, PRODUCT_CALLS)) and sources:
+            spaces = self._of(sources[0])
             for source in sources[1:]:
-                space = self._union(space, self._space(source))
-            if _is_in(target, SUM_CALLS) and len(sources) > 1:
-                space.fixed.add(SUM)
-            space.scaled |= _is_in(target, PRODUCT_CALLS) and len(sources) > 1
-            self._spaces[node] = space
-        elif not _is_in(target, SHAPE_CALLS) and sources:
-            reason = f"operator {_name(target)}"
+                spaces = self._tie(spaces, self._of(source))
+            for space in spaces if len(sources) > 1 else ():
+                space.fixed |= {SUM} if is_in(target, SUM_CALLS) else set()
+                space.scaled |= is_in(target, PRODUCT_CALLS)
+            self._spaces[node] = spaces
+        elif not is_in(target, SHAPE_CALLS) and sources:
+            reason = f"operator {name_of(target)}"
             for source in sources:
-                self._space(source).fixed.add(reason)
-            self._spaces[node] = Space(fixed={reason})
+                self._fix(self._of(source), reason)
+            self._spaces[node] = (Space(fixed={reason}),)
 
     def _visit_layer(self, node: torch.fx.Node, source: torch.fx.Node) -> None:
-        name, layer, before = node.target, self.layers[node.target], self._space(source)
+        name, layer, before = node.target, self.layers[node.target], self._of(source)
+        after = Space(layer.weight.shape[0], producers=[name])
         if source.op == "placeholder":
             self.stem.add(name)
         if name in self.output:  # the layer is called twice: another order at one place would be wrong at the other
-            before.fixed.add("shared weights")
-            self._find(self.output[name]).fixed.add("shared weights")
-        before.consumers.append(name)
-        after = Space(
-            layer.weight.shape[0], producers=[name], fixed={"shared weights"} if name in self.output else set()
-        )
+            self._fix((*before, after, self._find(self.output[name])), "shared weights")
+        if getattr(layer, "groups", 1) > 1:
+            self._fix((*before, after), GROUPS)
+        read = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        if len(before) > 1 and sum(space.channels or 0 for space in before) != read:  # or flattened in unequal ways
+            self._fix(before, "operator cat")
+        for space in before:
+            space.consumers.append(name)
         self.input[name], self.output[name] = before, after
-        self._spaces[node] = after
+        self._spaces[node] = (after,)
+
+    def _visit_parts(self, node: torch.fx.Node, target: object) -> bool:
+        """Visit what joins channels or takes them apart; False if the operator does neither."""
+        joined = operators.concatenated(node, target)
+        if isinstance(joined, torch.fx.Node):  # a split, whose pieces are joined again
+            if joined in self._pieces:
+                self._spaces[node] = tuple(space for piece in self._pieces[joined] for space in piece)
+            return joined in self._pieces
+        if joined and all(part in self._spaces for part in joined):
+            self._spaces[node] = tuple(space for part in joined for space in self._of(part))
+            return True
+        source = node.args[0] if node.args else None
+        if isinstance(source, torch.fx.Node) and source in self._pieces and target is operator.getitem:
+            chosen = self._pieces[source][node.args[1]]
+            (self._pieces if isinstance(node.args[1], slice) else self._spaces)[node] = chosen
+            return True
+        if source not in self._spaces:
+            return False
+        spaces = self._of(source)
+        if None in (channels := [space.channels for space in spaces]):
+            return False
+        if pieces := operators.parted(node, target, sum(channels)):
+            self._pieces[node] = [self._cut(spaces, *piece) for piece in pieces]
+            return True
+        piece = operators.sliced(node, target, sum(channels))
+        if piece is None:
+            return False
+        self._spaces[node] = spaces if piece == (0, sum(channels)) else self._cut(spaces, *piece)
+        return True
+
+    def _cut(self, spaces: Spaces, first: int, end: int) -> Spaces:
+        """The channels from `first` to before `end` of a tensor: whole spaces, or a new one whose order must stay.
+
+        The numbers stand in the network's code: no channel may be removed before them.
+        """
+        taken, start = [], 0
+        for space in spaces:
+            space.sized.add("a split")
+            stop = start + space.channels
+            if first <= start and stop <= end:
+                taken.append(space)
+            elif start < end and first < stop:
+                self._fix((space,), "a split")
+                taken.append(Space(min(stop, end) - max(start, first), fixed={"a split"}))
+            start = stop
+        return tuple(taken)
 
     def _fix_tensors_in_two_places(self) -> None:
         """Another order of a tensor that two modules share, or that is read beside its module, would be wrong there."""
@@ -198,18 +228,34 @@ class Graph:
                     owners.setdefault(id(tensor), []).append(name)
         shared = {name for names in owners.values() if len(names) > 1 for name in names}
         shared |= {node.target.rpartition(".")[0] for node in self.nodes if node.op == "get_attr"}
-        for space in {self._find(space) for space in [*self._spaces.values(), *self.input.values()]}:
+        tensors = [*self._spaces.values(), *self.input.values()]
+        for space in {self._find(space) for spaces in tensors for space in spaces}:
             if not shared.isdisjoint([*space.producers, *space.carriers, *space.consumers]):
                 space.fixed.add("shared weights")
 
-    def _space(self, node: torch.fx.Node) -> Space:
-        """That of the node's tensor. What was made from numbers alone has one that nobody else has."""
-        return self._find(self._spaces.setdefault(node, Space(fixed={"a tensor made of numbers"})))
+    def _of(self, node: torch.fx.Node) -> Spaces:
+        """Those of the node's tensor. What was made from numbers alone has one that nobody else has."""
+        return self._found(self._spaces.setdefault(node, (Space(fixed={"a tensor made of numbers"}),)))
+
+    def _found(self, spaces: Spaces) -> Spaces:
+        return tuple(self._find(space) for space in spaces)
 
     def _find(self, space: Space) -> Space:
         while space in self._merged:
             space = self._merged[space]
         return space
+
+    def _fix(self, spaces: Spaces, reason: str) -> None:
+        for space in spaces:
+            self._find(space).fixed.add(reason)
+
+    def _tie(self, a: Spaces, b: Spaces) -> Spaces:
+        """The spaces of two tensors whose channels are added or multiplied, united one by one."""
+        if len(a) == len(b) == 1 or [space.channels for space in a] == [space.channels for space in b]:
+            return tuple(self._union(self._find(x), self._find(y)) for x, y in zip(a, b, strict=True))
+        # Parts that begin elsewhere, or a tensor of one channel or without channels.
+        self._fix((*a, *b), "a sum or product of other parts")
+        return max(a, b, key=len)
 
     def _union(self, a: Space, b: Space) -> Space:
         if a is not b:
@@ -228,11 +274,13 @@ class Graph:
                 continue
             seen.add(node)
             target = self.modules[node.target] if node.op == "call_module" else node.target
-            if isinstance(target, POOL_MODULES) or (_is_in(target, POOL_CALLS) and _carries(node, target)):
+            if isinstance(target, POOL_MODULES) or (is_in(target, POOL_CALLS) and carries(node, target, 1)):
                 continue
             if node.op == "call_module" and node.target in self.layers:
                 head.add(node.target)
             queue.extend(node.all_input_nodes)
+        if head >= self.masked_layers().keys():  # there is no pooling to stand behind, as in segmentation
+            return {name for name in head if LOGITS in self.output[name].fixed} or head
         return head
 
 
@@ -258,30 +306,3 @@ def _untraceable(network: nn.Module, module: str, error: Exception) -> str:
     where += f", line {frames[-1].lineno} of {frames[-1].filename} ({frames[-1].line})" if frames else ""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return f"cannot trace {type(network).__name__}{where}: {reason}"
-
-
-def _is_in(target: object, calls: set) -> bool:
-    return (isinstance(target, str) or callable(target)) and not isinstance(target, nn.Module) and target in calls
-
-
-def _is_one_per_channel(target: object) -> bool:
-    depthwise = isinstance(target, nn.Conv2d) and target.groups == target.in_channels == target.out_channels
-    return depthwise or isinstance(target, nn.BatchNorm2d)
-
-
-def _carries(node: torch.fx.Node, target: object) -> bool:
-    """Whether the operator treats every channel by itself, and in the same way."""
-    if _is_in(target, REDUCTIONS):
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        dims = dims if isinstance(dims, tuple | list) else (dims,)
-        return all(dim in (2, 3, -1, -2) for dim in dims)
-    return isinstance(target, CARRY_MODULES) or _is_in(target, CARRY_CALLS) or _is_flattening_view(node)
-
-
-def _is_flattening_view(node: torch.fx.Node) -> bool:
-    """`x.view(batch, -1)` and `x.reshape(batch, -1)`."""
-    return node.op == "call_method" and node.target in ("view", "reshape") and node.args[2:] == (-1,)
-
-
-def _name(target: object) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)

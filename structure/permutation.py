@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from structure.graph import Graph, Space
+from structure.graph import Graph
+from structure.spaces import Space, Spaces
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def permute(network: nn.Module, orders: dict[str, Tensor]) -> dict[str, str]:
     Returns:
         layer name -> why its order had to stay (a residual sum, the logits, ...), for those that could not be permuted.
     """
-    graph, refused, done = Graph(network), {}, {}
+    graph, refused, done, taken = Graph(network), {}, {}, {}
     for name, order in orders.items():
         space = graph.output[name]
         if space in done:
@@ -26,17 +27,26 @@ def permute(network: nn.Module, orders: dict[str, Tensor]) -> dict[str, str]:
             refused[name] = ", ".join(sorted(space.fixed))
             continue
         done[space] = name
-        _permute_space(graph, space, torch.as_tensor(order, device=graph.layers[name].weight.device))
+        taken[space] = torch.as_tensor(order, device=graph.layers[name].weight.device)
+    for name in {name for space in taken for name in (*space.producers, *space.carriers)}:
+        rows = _order(graph.rows(name), taken)
+        for tensor in (*graph.modules[name].parameters(), *graph.modules[name].buffers()):
+            if tensor.dim():  # num_batches_tracked has no row a channel
+                tensor.copy_(tensor[rows])
+    for name in {name for space in taken for name in space.consumers}:
+        weight, order = graph.layers[name].weight, _order(graph.input[name], taken)
+        # A linear layer behind a flatten has several columns a channel.
+        columns = weight.unflatten(1, (len(order), -1))
+        weight.copy_(columns[:, order].reshape(weight.shape))
     return refused
 
 
-def _permute_space(graph: Graph, space: Space, order: Tensor) -> None:
-    for name in {*space.producers, *space.carriers}:
-        for tensor in (*graph.modules[name].parameters(), *graph.modules[name].buffers()):
-            if tensor.dim():  # num_batches_tracked has no row a channel
-                tensor.copy_(tensor[order])
-    for name in set(space.consumers):
-        weight = graph.layers[name].weight
-        # A linear layer behind a flatten has several columns a channel.
-        columns = weight.unflatten(1, (space.channels, -1))
-        weight.copy_(columns[:, order].reshape(weight.shape))
+def _order(spaces: Spaces, orders: dict[Space, Tensor]) -> Tensor:
+    """The order of a tensor's channels, if those of its `spaces` take new orders."""
+    parts, start = [], 0
+    like = next(iter(orders.values()))
+    for space in spaces:
+        own = orders.get(space)
+        parts.append(start + (torch.arange(space.channels, device=like.device) if own is None else own))
+        start += space.channels
+    return torch.cat(parts)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from structure.constants import Constant, by_channel, constant_inputs, foldable, interpret
-from structure.graph import SUM, SUM_CALLS, Graph, Space, norms_after_convolutions
+from structure.graph import Graph, norms_after_convolutions
+from structure.operators import SUM_CALLS, needs_shape
+from structure.spaces import Space, Spaces
 
 
 @torch.no_grad()
@@ -41,15 +43,16 @@ def slice_channels(network: nn.Module, keep: dict[str, Tensor]) -> dict[str, str
         if not torch.equal(wanted.setdefault(space, (name, stays))[1], stays):
             raise ValueError(f"{name} and {wanted[space][0]} share their channels, but are to keep different ones")
 
-    constants = constant_inputs(graph)
+    constants, kept = constant_inputs(graph), {}
     for space, (name, stays) in wanted.items():
-        if space.fixed - {SUM}:
-            refused[name] = ", ".join(sorted(space.fixed - {SUM}))
+        if space.whole:
+            refused[name] = ", ".join(sorted(space.whole))
             continue
         needed = ~stays & needed_channels(graph, space, constants)
         if needed.any():
             refused[name] = f"{int(needed.sum())} of {int((~stays).sum())} channels are no constants to fold away"
-        _slice_space(graph, space, stays | needed, constants)
+        kept[space] = stays | needed
+    _slice(graph, kept, constants)
     return refused
 
 
@@ -63,7 +66,7 @@ def living_channels(network: nn.Module) -> dict[str, Tensor]:
     graph = Graph(network)
     constants, living = constant_inputs(graph), {}
     for space, name in {space: name for name, space in graph.output.items()}.items():
-        if not space.fixed - {SUM}:
+        if not space.whole:
             needed = needed_channels(graph, space, constants)
             needed[0] |= not needed.any()  # a layer has at least one channel
             living[name] = needed.nonzero().flatten()
@@ -89,7 +92,7 @@ def remove_branches(network: nn.Module) -> list[str]:
     }
     used = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or any(user in used - ends for user in node.users):
+        if node.op == "output" or needs_shape(node) or any(user in used - ends for user in node.users):
             used.add(node)
     gone = {}
     for node in graph.nodes:
@@ -106,28 +109,37 @@ def needed_channels(graph: Graph, space: Space, constants: dict[str, Tensor]) ->
     """Bool (channels,): the channels of `space` that vary, or whose constant some layer cannot add to its bias."""
     needed = torch.zeros(space.channels, dtype=torch.bool)
     for name in set(space.consumers):
-        layer = graph.layers[name]
-        read = (by_channel(layer, space.channels) != 0).any(3).any(1)[0]
-        needed |= read.cpu() & foldable(layer, constants[name]).isnan().cpu()
+        layer, start = graph.layers[name], 0
+        read = (by_channel(layer, len(constants[name])) != 0).any(3).any(1).flatten()
+        read = (read & foldable(layer, constants[name]).isnan()).cpu()
+        for part in graph.input[name]:
+            if part is space:
+                needed |= read[start : start + part.channels]
+            start += part.channels
     return needed
 
 
-def _slice_space(graph: Graph, space: Space, stays: Tensor, constants: dict[str, Tensor]) -> None:
-    stays = stays.to(next(graph.network.parameters()).device)
-    kept = stays.nonzero().flatten()
-    for name in set(space.consumers):
-        layer = graph.layers[name]
+def _slice(graph: Graph, stays: dict[Space, Tensor], constants: dict[str, Tensor]) -> None:
+    """Keep of each space the channels that bool (channels,) says, in all layers that read, carry or write them."""
+    device = next(graph.network.parameters()).device
+
+    def of(spaces: Spaces) -> Tensor:
+        everything = [stays.get(space, torch.ones(space.channels, dtype=torch.bool)) for space in spaces]
+        return torch.cat(everything).to(device)
+
+    for name in {name for space in stays for name in space.consumers}:
+        layer, stay = graph.layers[name], of(graph.input[name])
         # A channel that varies and goes all the same is read with zero weights only, so that it adds nothing.
-        gone = torch.where(stays, 0, constants[name].nan_to_num(0))
-        columns = layer.weight.unflatten(1, (space.channels, -1))
+        gone = torch.where(stay, 0, constants[name].nan_to_num(0))
+        columns = layer.weight.unflatten(1, (len(stay), -1))
         shift = (columns.flatten(2).double().sum(2) * gone).sum(1)
         if shift.any():
             _add_to_bias(graph, name, shift)
-        replace(layer, {"weight": columns[:, kept].flatten(1, 2)})
-    for name in {*space.producers, *space.carriers}:
-        module = graph.modules[name]
+        replace(layer, {"weight": columns[:, stay].flatten(1, 2)})
+    for name in {name for space in stays for name in (*space.producers, *space.carriers)}:
+        module, stay = graph.modules[name], of(graph.rows(name))
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        replace(module, {key: tensor[kept] for key, tensor in own if tensor.dim()})  # num_batches_tracked has no rows
+        replace(module, {key: tensor[stay] for key, tensor in own if tensor.dim()})  # num_batches_tracked has no rows
 
 
 def _add_to_bias(graph: Graph, name: str, shift: Tensor) -> None:
@@ -145,8 +157,8 @@ def replace(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a layer tensors of other shapes; the numbers of channels that it states follow them.
 
     Args:
-        module: a convolution, linear layer or batch norm. A depthwise convolution keeps one group for each channel, any
-            other convolution keeps its number of groups.
+        module: a convolution, linear layer, batch norm or PReLU. A depthwise convolution keeps one group for each
+            channel, any other convolution keeps its number of groups.
         tensors: name of a parameter or buffer of the module -> its new value.
     """
     for name, tensor in tensors.items():
@@ -156,6 +168,8 @@ def replace(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         setattr(module, name, tensor)
     if isinstance(module, nn.BatchNorm2d):
         module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     else:

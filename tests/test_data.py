@@ -116,6 +116,22 @@ def test_the_first_pictures_are_whole_batches_and_leave_the_position(source: str
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.parametrize("source", ["digits", "imagefolder"])
+def test_the_first_pictures_can_be_seen_as_evaluation_sees_them(source: str, tree):
+    """Catches random crops in what is to say what a network computes on pictures as they are; training keeps its."""
+    train, _ = loaders(source, tree if source == "imagefolder" else None)
+    training = [images.clone() for images, _ in train]
+    train.load_state_dict({"epoch": 0, "batch": 0})
+    whole = [images.clone() for images, _ in train.first(len(train) * train.batch_size, augmented=False)]
+    assert not torch.equal(whole[0], training[0])
+    if source == "digits":
+        pad, numbers = train.pad, train._order()[: train.batch_size]
+        clean = train.images[numbers, pad:-pad, pad:-pad].permute(0, 3, 1, 2)
+        assert torch.equal(whole[0], train._normalise(clean))
+    again = [images for images, _ in train]
+    assert all(torch.equal(a, b) for a, b in zip(again, training, strict=True))
+
+
 def test_crops_are_shifts_of_the_picture():
     loader, _ = loaders("digits", size=16, batch=8)
     clean = loader.images[:, 1:-1, 1:-1]  # without the padding of one

@@ -41,7 +41,13 @@ PARAMETERS = {  # with 1000 classes; with 10 for the networks of CIFAR
     "resnet56_b": 855_770,
     "resnet110_b": 1_730_714,
     "resnet56_projection": 855_770,
+    "vgg11_bn": 9_228_362,
+    "vgg13_bn": 9_413_066,
     "vgg16_bn": 14_762_058 - 38_016,  # without its filter skeletons
+    "vgg19_bn": 20_035_018,
+    "vgg11_bn_bip": 9_816_138,
+    "vgg13_bn_bip": 10_000_842,
+    "vgg16_bn_bip": 15_311_818,
     "wrn_28_1": 369_498,
     "wrn_28_4": 5_849_050,
     "wrn_28_10": 36_479_194,
@@ -99,7 +105,8 @@ def test_every_name_builds_and_no_other():
     assert set(PARAMETERS) == set(models.NAMES)
     assert list(models.NAMES) == sorted(models.NAMES)
     with pytest.raises(
-        ValueError, match=r"^unknown network 'vgg19': choose one of mobilenet_v1, mobilenet_v2, .*wrn_40_2$"
+        ValueError,
+        match=r"^unknown network 'vgg19': choose one of mobilenet_v1, .*wrn_40_2, or timm/NAME, .*:FUNCTION$",
     ):
         models.create_model("vgg19")
     with pytest.raises(ValueError, match="num_classes is 0"):

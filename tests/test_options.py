@@ -23,14 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Freezing the command line: a flag is added on purpose. Every flag of a switch has its --no_ beside it.
 RUN = """
+--arch_options --classes --mean --std --interpolation --crop
 --arch --data_set --data_path --image_size --bad_pictures --job_dir --config --seed --gpus --workers
---conv_type --method --shrink --calibration
+--conv_type --method --shrink --calibration --repair --dense_model
 --pretrained_model --pretrain_model --evaluate --pruned_model --resume --accept_changed_data --export_onnx --num_epochs
 --train_batch_size --eval_batch_size --optimizer --lr --lr_policy --lr_type --warmup_length --momentum --nesterov
 --weight_decay --amp --label_smoothing --lr_gamma --lr_decay_freq --lr_adjust --lr_decay_step --debug --accumulate
 --compile --ema --distill --temperature --use_dali --check_data
 """
-ONE_SHOT = "--pr_target --full --budget --max_rate --rates --schedule --schedule_end --schedule_every"
+ONE_SHOT = "--pr_target --full --budget --max_rate --rates --schedule --schedule_end --schedule_every --repair"
 BLOCKS = "--N --rearrange --rearrange_by --blocks --balanced"
 SELECTIVE = "--layer_type --k --N --budget --fidelity"
 HYDRA = f"{SELECTIVE} --exp_mode --score_init"
@@ -85,8 +86,8 @@ def test_the_page_of_options_is_what_the_declarations_say():
 
 # Options whose values must exist, be known, or go with another's.
 NOT_VALID_ALONE = {"evaluate", "config", "conv_type", "data_set", "arch", "pretrained_model", "data_path", "distill"}
-NOT_VALID_ALONE |= {"N", "budget"}
-SHARED = {"lr", "seed"}  # the run's, which some methods are given
+NOT_VALID_ALONE |= {"N", "budget", "arch_options", "classes", "mean", "std", "repair", "dense_model"}
+SHARED = {"lr", "seed", "repair"}  # the run's, which some methods are given
 
 
 def valid_words(field) -> tuple[list[str], object]:
@@ -307,7 +308,7 @@ def test_help_is_grouped_and_short_and_adds_the_methods_options():
     assert [heading in text for heading in ("Network and data:", "Files:", "Learning rate:")] == [True] * 3
     assert "--optimizer {sgd,adam}" in text
     assert "--flops_target" not in text
-    assert len(text.splitlines()) < 100
+    assert len(text.splitlines()) < 115
     with_method, torch = shown("--method", "resrep", "--help")
     assert not torch
     assert "Options of --method resrep:" in with_method

@@ -190,11 +190,18 @@ def test_what_cannot_be_pruned_is_named_before_the_first_change(method: str, mak
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_without_a_final_pooling_the_layer_that_writes_the_output_is_the_classifier():
+    """As in segmentation: all layers counted as the classifier, so that nothing was pruned."""
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    assert Graph(nn.Sequential(*layers, nn.Conv2d(8, 4, 1))).head == {"4"}
+    pooled = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    assert Graph(pooled).head == {"5", "7"}
+
+
 def test_a_network_whose_layers_all_count_as_the_classifier_is_refused():
-    """Segmentation networks have no final pooling: they went through with nothing pruned."""
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     method = pruning.create_method("block_l1", N=4, pr_target=0.5)
-    with pytest.raises(ValueError, match=r"no pooling stands behind .* all 2 count as the classifier, .* --full"):
+    with pytest.raises(ValueError, match=r"no pooling stands behind .* all 1 count as the classifier, .* --full"):
         method.check(network)
     pruning.create_method("block_l1", N=4, pr_target=0.5, full=True).check(network)
     pruning.create_method("block_l1", N=4, pr_target=0.5, rates={"2": 0.5}).check(network)

@@ -399,16 +399,16 @@ def test_unknown_networks_sort_only_what_is_free():
 
 
 class Shared(nn.Module):
-    """One convolution used twice, a concatenation, and control flow on shapes only."""
+    """One convolution used twice, a concatenation of batches, and control flow on shapes only."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.twice, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+        self.stem, self.twice, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
         x = self.stem(x)
         y = self.twice(self.twice(x))
-        return self.last(torch.cat([x, y], 1)).mean((2, 3)).view(x.size(0), -1)
+        return self.last(torch.cat([x, y], 0)).mean((2, 3)).view(x.size(0), -1)
 
 
 def test_what_is_not_understood_is_not_permuted():

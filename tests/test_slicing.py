@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import models
 from pruning.method import relative_error
-from structure import SUM, Graph, living_channels, slice_channels
-from structure.graph import CARRY_CALLS, CARRY_MODULES
+from structure import SUM, Graph, living_channels, remove_branches, slice_channels
+from structure.operators import CARRY_CALLS, CARRY_MODULES
 
 CIFAR = ("resnet20", "resnet56", "vgg16_bn")
 
@@ -148,7 +148,7 @@ def test_several_columns_a_channel_behind_a_flatten():
 
 def test_what_nobody_reads_goes_and_one_channel_stays():
     torch.manual_seed(0)
-    network = chain(nn.Conv2d(3, 4, 1), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1))
+    network = chain(nn.Conv2d(3, 4, 1), nn.Softmax2d(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1))
     assert living_channels(network) == {}, "an operator that is not known fixes channels"
     network[1] = nn.Sigmoid()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_what_nobody_reads_goes_and_one_channel_stays():
 def test_fixed_spaces_are_told_and_mistakes_refused():
     network = filled("resnet20")
     told = slice_channels(network, {"linear": torch.arange(5), "conv1": torch.arange(4)})
-    assert told == {"linear": "the logits", "conv1": "operator getitem"}
+    assert told == {"linear": "the logits", "conv1": "operator pad"}
     with pytest.raises(ValueError, match=r"nothing: no dense convolution or linear layer"):
         slice_channels(network, {"nothing": torch.arange(2)})
     with pytest.raises(ValueError, match=r"layer1\.0\.conv1: no channel is kept"):
@@ -272,3 +272,24 @@ def test_files_that_are_wrongly_narrow_are_refused(narrow_file, tmp_path):
     wide = torch.cat([state["layer1.0.bn1.bias"]] * 4)
     assert "layer1.0.bn1.bias is" in refusal(state_dict=state | {"layer1.0.bn1.bias": wide})
     assert "layer1.0.bn2" in refusal(state_dict={k: t for k, t in state.items() if "layer1.0.bn2." not in k})
+
+
+def test_a_branch_stays_whose_operators_read_its_shape():
+    """Attention over pixels flattens them: a constant of one pixel in place of its first layer made it fail."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.weigh, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            weights = self.weigh(x).view(x.shape[0], 1, 36, 1).softmax(2)
+            seen = x.view(x.shape[0], 1, 4, 36).matmul(weights).view(x.shape[0], 4, 1, 1)
+            return (x + self.last(seen)).mean((2, 3))
+
+    network = Attention().eval()
+    network.last.weight.data.zero_()
+    expected = network(images(8))
+    assert remove_branches(network) == ["last"]
+    assert torch.equal(network(images(8)), expected)

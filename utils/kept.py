@@ -15,6 +15,7 @@ class Kept:
         width: output channels, dense and left.
         filters: of the dense layer, where `positions` are counted.
         positions: (kh, kw): how many filters keep each position of the kernel.
+        error: what a repair has left of the variance of its outputs, as a share.
         kept_l1: order of filters -> the share of the L1 norm that its blocks keep.
         note: what a reader should know about the layer.
     """
@@ -26,6 +27,7 @@ class Kept:
     width: list[int] | None = None
     filters: int | None = None
     positions: list[list[int]] | None = None
+    error: float | None = None
     kept_l1: dict[str, float] = field(default_factory=dict)
     note: str = ""
 

@@ -3,23 +3,34 @@
 Every class is a group of --help. Needs no torch.
 """
 
+import ast
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.declare import Declared, option
 from utils.schedule import POLICIES, Schedule
 
+PUBLISHED = Path("published")  # in place of a checkpoint
+RGB = ("red", "green", "blue")
+OWN_ARGUMENTS = ("name", "num_classes", "seed")  # of `models.create_model`: they come from elsewhere
+
 
 @dataclass(frozen=True)
 class DataOptions(Declared):
     """Network and data"""
 
-    arch: str = option("mobilenet_v2", "network; --list names them all")
+    arch: str = option("mobilenet_v2", "network; --list names them, and the forms of names of others")
+    arch_options: list[str] | None = option(None, "arguments of a network that is not ours: width=1.0 depth=2")
     data_set: str = option("digits", "data set; --list names them all")
     data_path: Path | None = option(None, "folder of the data set")
     image_size: int | None = option(
         None, "pixels a side (default: 224, digits and tiny_imagenet 64, cifar 32)", within="[8, inf)"
     )
+    classes: Path | None = option(None, "file of all class names, a line each, if the folders hold a part")
+    mean: list[float] | None = option(None, "of red, green, blue (default: of the network's library, or ImageNet)")
+    std: list[float] | None = option(None, "of red, green, blue (default: likewise)", within="(0, inf)")
+    interpolation: str | None = option(None, "of resizing (default: likewise)", choices=("bilinear", "bicubic"))
+    crop: float | None = option(None, "share of a side that evaluation sees (default: likewise)", within="(0, 1]")
     use_dali: bool = option(False, "decode and resize an imagefolder with NVIDIA DALI, on the GPU or the CPU")
     workers: int = option(2, "processes that decode pictures", within="[0, inf)")
     check_data: bool = option(False, "only decode every picture, and list those that do not decode")
@@ -35,6 +46,8 @@ class PruningOptions(Declared):
     )
     shrink: bool = option(False, "remove dead channels in the end: a smaller network that computes the same")
     calibration: int = option(512, "pictures shown to a method that looks at data before training", within="[1, inf)")
+    repair: bool = option(False, "fit what is kept to the dense network, without labels")
+    dense_model: Path | None = option(None, "that network, where --pretrained_model is pruned already")
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,9 @@ class FileOptions(Declared):
 
     config: Path | None = option(None, "YAML file of options by the names of their flags; the command line wins")
     job_dir: Path = option(Path("experiments"), "where the run writes its records, checkpoints and reports")
-    pretrained_model: Path | None = option(None, "checkpoint to start from", "--pretrain_model")
+    pretrained_model: Path | None = option(
+        None, "checkpoint to start from; published: the library's", "--pretrain_model"
+    )
     resume: str | None = option(
         None, "go on from this checkpoint; alone, from job_dir's last.pt, or start if there is none", alone="last"
     )
@@ -131,10 +146,33 @@ class Options(
         _demand(not self.distill or self.pretrained_model, "distill", self.distill, "0 without --pretrained_model")
         _demand(len(set(self.gpus)) == len(self.gpus), "gpus", self.gpus, "different GPUs")
         _demand(self.optimizer == "sgd" or not self.nesterov, "nesterov", True, "for --optimizer sgd only")
-        for name in ("pretrained_model", "evaluate", "data_path"):
+        for name in ("pretrained_model", "dense_model", "evaluate", "data_path", "classes"):
             path = getattr(self, name)
-            _demand(path is None or path.exists(), name, path, "an existing path")
+            published = name == "pretrained_model" and path == PUBLISHED
+            _demand(path is None or path.exists() or published, name, path, "an existing path")
+        for name in ("mean", "std"):
+            _demand(len(getattr(self, name) or RGB) == len(RGB), name, getattr(self, name), "three numbers")
+        _demand(not self.repair or self.pretrained_model, "repair", True, "with --pretrained_model")
+        _demand(not self.dense_model or self.repair, "dense_model", self.dense_model, "with --repair")
         self.schedule()
+        self.arguments()
+
+    def arguments(self) -> dict[str, object]:
+        """What --arch_options says: by name, a number, truth value, None or tuple as Python writes it, or else a word.
+
+        Raises:
+            ValueError: one of them is no `name=value`.
+        """
+        arguments = {}
+        for word in self.arch_options or ():
+            name, equals, value = word.partition("=")
+            _demand(equals and name.isidentifier(), "arch_options", word, "of the form name=value")
+            _demand(name not in OWN_ARGUMENTS, "arch_options", word, f"none of {', '.join(OWN_ARGUMENTS)}")
+            try:
+                arguments[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                arguments[name] = value
+        return arguments
 
     def schedule(self, rounds: int = 1) -> Schedule:
         """The learning rate, whose schedule starts again in each of `rounds` trainings of equal length.

@@ -35,7 +35,7 @@ COUNTED_MACS: dict[str, Callable[[str], int]] = dict.fromkeys(
 )
 
 # Stripe-wise pruning trains these networks from batch-norm scales of one half.
-FIRST_NORM_SCALE = {"vgg16_bn": 0.5, "resnet56_projection": 0.5}
+FIRST_NORM_SCALE = dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "resnet56_projection"), 0.5)
 
 # 1xN pruning: the step policy of the learning rate decays once more from this epoch on, whatever the interval is.
 EXTRA_DECAY_FROM = 80

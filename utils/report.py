@@ -10,7 +10,8 @@ from utils.count import Cost
 from utils.files import atomic, save_json, save_text
 from utils.kept import Kept
 
-STAGES = {"dense": "dense", "pruned": "pruned, before training", "tuned": "after training"}
+STAGES = {"dense": "dense", "pruned": "pruned, before training", "repaired": "repaired, before training"}
+STAGES |= {"tuned": "after training"}
 RUNTIMES = {
     "onnxruntime_dense": "ONNX Runtime, dense",
     "tvm_dense": "TVM, dense",
@@ -123,7 +124,7 @@ def layer_rows(summary: dict) -> Rows:
                 f"{100 * layer['sparsity']:.1f} %",
                 f"{layer['macs_kept']:,} of {layer['macs']:,}",
                 f"{layer['parameters_kept']:,} of {layer['parameters']:,}",
-                "; ".join(filter(None, [layer.get("note"), kept_weight(layer)])),
+                "; ".join(filter(None, [layer.get("note"), kept_weight(layer), left_error(layer)])),
             ]
         )
     return rows
@@ -133,6 +134,11 @@ def kept_weight(layer: dict) -> str:
     """How much of a rearranged layer's L1 norm stays, by the order in which its filters form blocks."""
     shares = ", ".join(f"{order} {100 * share:.1f} %" for order, share in layer.get("kept_l1", {}).items())
     return f"L1 kept: {shares}" if shares else ""
+
+
+def left_error(layer: dict) -> str:
+    """What a repair has left of the variance of the layer's outputs."""
+    return f"error after repair {100 * layer['error']:.1f} %" if "error" in layer else ""
 
 
 def markdown(rows: Rows) -> str:

@@ -12,14 +12,18 @@ The first row that recognises a file reads it. Then `own.read` folds what prunin
 import os
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 from torch import nn
 
+from models import libraries
 from models.formats import bip, own, resrep, stripe, torchvision
 from models.formats.content import unpack
 from models.formats.fitting import fill, with_fresh_classifier
 from models.formats.own import describe, save_checkpoint
 from models.formats.reading import read_checkpoint
+from structure import plainify
+from utils.options import PUBLISHED
 
 __all__ = ["FORMATS", "describe", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
 
@@ -36,9 +40,10 @@ def load_checkpoint(
     """Fill `network` from the file, every tensor or none.
 
     If the file's network is narrower, layers take its shapes. Layers that it lacks are replaced by `nn.Identity` or
-    `structure.Constant`.
+    `structure.Constant`. If the file's network is a library's whose layers were made plain, so is this one first.
 
     Args:
+        path: of the file; or "published", for the weights that the network's library downloads.
         classes: the names of what the network is to tell apart, in order, where they are known. A file that names its
             classes must name these.
         fresh_classifier: where the file's network tells other classes apart, all but its classifier is taken, and the
@@ -57,7 +62,13 @@ def load_checkpoint(
     Raises:
         ValueError: the file cannot be read, or does not fit the network; then the network is unchanged.
     """
-    content = unpack(read_checkpoint(path), path, network)
+    if Path(path) == PUBLISHED:
+        container = libraries.published(getattr(network, "arch", None), getattr(network, "arch_options", {}))
+    else:
+        container = read_checkpoint(path)
+    content = unpack(container, path, network)
+    if content.facts.get("plain"):
+        plainify(network)
     content = replace(content, facts=facts | content.facts)
     try:
         source = next((name for name, form in FORMATS.items() if form.recognise(content, network)), None)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from models.formats.reading import MOST_NUMBERS
 
 TABLES = ("kept", "widths")  # facts about every layer, by its name
-FACTS = {"deps": list, "classes": list, "options": dict, "accuracy": dict} | dict.fromkeys(TABLES, dict)
+FACTS = {"deps": list, "classes": list, "options": dict, "accuracy": dict, "arch_options": dict}
+FACTS |= dict.fromkeys(TABLES, dict)
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
 CONTAINERS = (*AVERAGES, "state_dict", "model", "model_state_dict", "net", "network", "module")
 TENSORS = Tensor | np.ndarray

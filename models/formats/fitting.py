@@ -43,6 +43,7 @@ def fill(network: nn.Module, content: Content, classes: list[str] | None = None)
 def contradictions_of(content: Content, network: nn.Module) -> list[str]:
     """A line for each fact about the network that the file contradicts."""
     facts = {"arch": content.arch, "num_classes": content.facts.get("num_classes")}
+    facts["arch_options"] = content.facts.get("arch_options")
     return [
         f"the file's {name} is {said}, the network's {getattr(network, name)}"
         for name, said in facts.items()
@@ -95,7 +96,11 @@ def classifier(network: nn.Module) -> str:
 
 
 def _bare(value: object) -> str:
-    """A name without its spelling: MobileNet-V2, mobilenetv2 and mobilenet_v2 are the same."""
+    """A name without its spelling: MobileNet-V2, mobilenetv2 and mobilenet_v2 are the same.
+
+    So are a network's name with and without its library, and a file of Python wherever it stands.
+    """
+    value = value.rpartition("/")[2] if isinstance(value, str) else value
     return re.sub(r"[\W_]", "", str(value).lower())
 
 
@@ -166,9 +171,13 @@ def misfits_of_widths(network: nn.Module, listed: dict[str, int] | None) -> list
         for name, width in (widths(network) if listed is not None else {}).items()
         if listed.get(name) != width
     ]
-    try:
-        logits = network.eval()(next(network.parameters()).new_zeros(1, 3, 32, 32))
-    except RuntimeError as error:
-        return [*wrong, f"its widths do not fit together ({str(error).splitlines()[0]})"]
+    for side in (32, 96):  # the smaller one is too small for some networks
+        try:
+            logits = network.eval()(next(network.parameters()).new_zeros(1, 3, side, side))
+            break
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+    else:
+        return [*wrong, f"its widths do not fit together ({reason})"]
     classes = getattr(network, "num_classes", logits.shape[1])
     return wrong + [f"{logits.shape[1]} classes, not {classes}"] * (logits.shape[1] != classes)

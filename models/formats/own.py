@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from models import NETWORKS, libraries
 from models.formats.content import Content
 from structure import fuse_batch_norm, fuse_pointwise, norms_after_convolutions, widths
 from utils import files
@@ -19,8 +20,16 @@ FORGOTTEN = 1e-5  # a row of a compactor whose norm is smaller is zero (ResRep's
 
 
 def describe(network: nn.Module, **facts: object) -> dict:
-    """What a file says about its network, and `facts`: anything that can be loaded without running code."""
-    return {"arch": network.arch, "num_classes": network.num_classes, "widths": widths(network)} | facts
+    """What a file says about its network, and `facts`: anything that can be loaded without running code.
+
+    Of a network that is not ours it also says which options and which version of its library rebuild it, and whether
+    its layers are `plain` (`structure.plainify`), since their names are others then.
+    """
+    own = {"arch": network.arch, "num_classes": network.num_classes, "widths": widths(network)}
+    if network.arch not in NETWORKS:
+        own |= {"arch_options": getattr(network, "arch_options", {}), "library": libraries.version(network.arch)}
+        own |= {"plain": getattr(network, "plain", False)}
+    return own | facts
 
 
 def save_checkpoint(path: Path, network: nn.Module, **facts: object) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
+SAFETENSORS = ".safetensors"  # how such a file is called
 MOST_NUMBERS = 1 << 28  # in one tensor that a file describes in fewer bytes than it has: none is larger
 _SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]  # what NumPy rebuilds its values with
 HARMLESS = [  # classes that only hold values: other trainers store their options and figures in them
@@ -47,7 +48,12 @@ def read_checkpoint(path: str | os.PathLike, needs: tuple[str, ...] = ()) -> dic
         raise ValueError(f"{path}: {error.strerror}") from None
     if not head:
         raise ValueError(f"{path}: is empty")
-    content = read_hdf5(path) if head == HDF5 else read_torch(path)
+    if head == HDF5:
+        content = read_hdf5(path)
+    elif str(path).endswith(SAFETENSORS):
+        content = read_safetensors(path)
+    else:
+        content = read_torch(path)
     lacking = [key for key in needs if key not in content]
     if lacking:
         raise ValueError(f"{path}: no run to resume: it has no {', '.join(lacking)}")
@@ -94,6 +100,18 @@ def check_records(path: str | os.PathLike) -> None:
     except Exception as error:  # as for `torch.load`
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: damaged: record {record or 'list'}: {reason}") from None
+
+
+def read_safetensors(path: str | os.PathLike) -> dict:
+    """A file of tensors without any code in it; it says nothing about its network."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError(f"{path}: a {SAFETENSORS} file needs safetensors: pip install safetensors") from None
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # as for `torch.load`
+        raise ValueError(f"{path}: truncated, or no file of safetensors ({str(error).splitlines()[0]})") from None
 
 
 def read_hdf5(path: str | os.PathLike) -> dict:
