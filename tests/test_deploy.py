@@ -398,7 +398,8 @@ def test_packing_keeps_every_weight_once():
     node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(10))
     pattern = blocks.Pattern(4, blocks.keep_blocks(weight, 4))
     schedule = family.Schedule(NCHWPixelConv, sparse=True, group=4, tile=1, unroll=2)
-    _, (kept, offset, pointer, _) = product.pack(node, pattern, schedule, np.arange(13 * 9))
+    columns = product.columns_of(node, pattern, schedule, np.arange(13 * 9))
+    _, (kept, offset, pointer, _) = product.pack(node, schedule, columns)
     back = np.zeros((12, 13 * 9), np.float32)
     for g in range(3):
         for step in range(pointer[g] * 2, pointer[g + 1] * 2):

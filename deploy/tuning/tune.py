@@ -55,8 +55,8 @@ def milliseconds(graph: Graph, machine: Machine, plan: Plan, place) -> float:
     return 1e3 * sum(clock.seconds(tvm.IRModule(kernels), calls, machine, place, RUNS, ROUNDS))
 
 
-def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> str:
-    """All that decides how long a node takes, as JSON that people can read."""
+def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None, dtype: str) -> str:
+    """All that decides how long a node takes, as JSON that people can read. dtype: the machine's."""
     window = node if isinstance(node, Window) else node.depthwise
     facts = {"family": schedule.family.name, "x": graph.shapes[node.inputs[0]]}
     if window:
@@ -66,9 +66,11 @@ def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern 
         fields = ("stride", "pad", "dilation", "activation")
         facts |= {"weight": node.weight.shape, **{name: getattr(node, name) for name in fields}}
         facts |= {"added": len(node.inputs) > 1}
-        facts |= {name: getattr(schedule, name) for name in ("group", "tile", "unroll", "gather")}
+        facts |= {name: getattr(schedule, name) for name in ("group", "tile", "unroll")}
+        facts |= {"gather": True} if schedule.gather else {}
         if schedule.sparse:
             facts["sparse"] = {"block": pattern.block, "density": round(pattern.density, 3)}
+    facts |= {"dtype": dtype} if dtype != "float32" else {}  # so files from before there were other types stay valid
     return json.dumps(facts)
 
 
@@ -86,7 +88,7 @@ class Times:
 
     def cycles(self, graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> float:
         """Cycles of a node for a batch, on all threads together: measured now, or earlier."""
-        name, times = key(graph, node, schedule, pattern), self.state["times_ms"]
+        name, times = key(graph, node, schedule, pattern, self.machine.dtype), self.state["times_ms"]
         if name not in times:
             self._check()
             network, plan = alone(graph, node, schedule, pattern, self.machine)
