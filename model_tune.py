@@ -44,7 +44,7 @@ class NetworkOptions(Declared):
     )
     dtype: str | None = option(
         None,
-        "type of weights and maps; auto: the fastest within --max_loss; default: float32, and int8 for a quantised file",
+        "type of weights and maps; auto: the fastest within --max_loss; default: float32, or int8 for a quantised file",
         choices=("float32", "bfloat16", "int8", "auto"),
     )
     max_loss: float = option(0.5, "points of float32's top-1 that --dtype auto may lose on val/", within="[0, 100]")
