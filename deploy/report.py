@@ -118,7 +118,7 @@ def types_table(info: dict) -> list[list[str]]:
         loss = info["types"][0]["top1"] - row["top1"]
         told = f"loses more than {info['max_loss']:g}" if loss > info["max_loss"] else ""
         if row["dtype"] == info["dtype"]:
-            told = f"saved, {'sparse' if row['saved'] == 'tvm_sparse' else 'dense'}"
+            told = f"saved, {'sparse' if any(layer['sparse'] for layer in info['layers']) else 'dense'}"
         times = [f"{row['latency_ms'][name]['median']:.3f}" for name in ("tvm_dense", "tvm_sparse")]
         error = f"{row['max_relative_error']:.1e}"
         rows.append([row["dtype"], *times, error, f"{row['top1']:.2f} %", f"{loss:+.2f}", told])
