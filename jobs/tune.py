@@ -41,7 +41,7 @@ def compile_and_save(options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         names = names if here else []
         where = onnx_files(options, network, known, images, needs_int8(types, names), Path(scratch) / INT8)
-        if "int8" in types and isinstance(where.int8, str):
+        if types.get("int8") == "" and isinstance(where.int8, str):
             if options.dtype == "int8":
                 raise NotQuantised(where.int8)
             types["int8"] = where.int8
@@ -51,7 +51,7 @@ def compile_and_save(options) -> None:
             saved, found = prove_and_measure(options, builds, types, where, names, images, known)
             found["measured_on"] = device.name if device else "this computer"
         library = saved.compiled[found["saved"]]
-        found["quantised"] = origin(options, where) if saved.quantised else None
+        found["quantised"] = origin(options, where, known) if saved.quantised else None
         library.info = report.describe(library.info, found, options.runs)
         report.show(library.info)
         save(options, library, where.int8 if known else None)
@@ -157,11 +157,12 @@ def build(options, dtype: str, network: "Graph", where: Files, device, write) ->
     return Build(dtype, quantised(network), grids, compiled, libraries)
 
 
-def origin(options, where: Files) -> dict:
-    """What deploy.json says of the quantised file."""
+def origin(options, where: Files, known: Labelled | None) -> dict:
+    """What deploy.json says of the quantised file: "made" is None for one that was given."""
     facts = {"onnx": str(where.int8), "sha256": hashlib.sha256(where.int8.read_bytes()).hexdigest(), "made": None}
     if isinstance(where.float32, Path):
-        facts |= {"onnx": INT8, "made": quantiser(options) | {"pictures": options.calibration}}
+        pictures = min(options.calibration, known.train.count)
+        facts |= {"onnx": INT8, "made": quantiser(options) | {"pictures": pictures}}
     return facts
 
 
