@@ -586,11 +586,14 @@ def server(tmp_path_factory):
         yield address
 
 
-def test_a_library_is_proven_and_timed_on_another_computer(tmp_path, server):
-    assert tune(small_file(tmp_path / "m.onnx"), "--rpc", server) == 0
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_library_is_proven_and_timed_on_another_computer(tmp_path, server, dtype):
+    if targets.DTYPES[dtype] - (processor.features() or frozenset()):
+        pytest.skip(f"this processor does not multiply {dtype}")
+    assert tune(small_file(tmp_path / "m.onnx"), "--rpc", server, "--dtype", dtype) == 0
     info, text = written(tmp_path / "deploy")
-    assert info["measured_on"] == server
-    assert info["max_relative_error"] < 1e-5
+    assert (info["measured_on"], info["dtype"]) == (server, dtype)
+    assert info["max_relative_error"] < {"float32": 1e-5, "bfloat16": 4 / 256}[dtype]
     assert set(info["latency_ms"]) == {"tvm_dense", "tvm_sparse"}
     assert set(info["speedup"]) == {"vs_tvm_dense"}
     assert f"Measured on {server}, by its own clock" in text

@@ -16,6 +16,8 @@ def _grid(reader, node) -> Grid:
     if scale.size != 1 or zero.dtype not in (np.uint8, np.int8):
         kinds = f"{scale.size} scales and numbers of {zero.dtype}"
         raise ValueError(f"{title(node)} has {kinds}: one scale, and uint8 or int8, are supported")
+    if not 0 < scale.reshape(()) < np.inf:
+        raise ValueError(f"{title(node)} has a scale of {scale.reshape(())}: it must be above 0 and finite")
     shift = 128 if zero.dtype == np.int8 else 0
     return Grid(float(scale.reshape(())), int(zero.reshape(())) + shift)
 

@@ -124,7 +124,9 @@ class _Reader:
         self.constants.update(zip(node.output, values, strict=True))
         symmetric = len(inputs) < 3 or not np.any(self.constants[inputs[2]])
         if node.op_type == "DequantizeLinear" and self.constants[inputs[0]].dtype == np.int8 and symmetric:
-            self.scales[node.output[0]] = self.constants[inputs[1]]
+            scale = self.constants[inputs[1]]
+            if np.all((scale > 0) & (scale < np.inf)):  # else nothing is a whole multiple of it
+                self.scales[node.output[0]] = scale
 
     def scale(self, node, rows: int) -> np.ndarray | None:
         """(rows,): what the weights of a convolution are whole multiples of, if they were quantised."""
