@@ -73,7 +73,7 @@ def prove_and_measure(
     rows, absent = [], {dtype: why for dtype, why in types.items() if why}
     for build in builds:
         try:
-            rows.append({"dtype": build.dtype, **prove(options, build, references, images, shape[0])})
+            rows.append({"dtype": build.dtype, **prove(options, build, there, references, images, shape[0])})
         except proof.Differs as problem:
             if build is builds[0]:
                 raise
@@ -108,11 +108,14 @@ def prove_and_measure(
     return proven[chosen["dtype"]], found
 
 
-def prove(options, build: Build, references: dict, images: np.ndarray, batch: int) -> dict:
-    """What deploy.json says of a build's equality."""
-    right, proven_by = references[ORT_INT8 if build.quantised else ORT]
+def prove(options, build: Build, files: dict, references: dict, images: np.ndarray, batch: int) -> dict:
+    """What deploy.json says of a build's equality. files, references: of ORT, and of ORT_INT8."""
+    name, dtype = (ORT_INT8, "int8") if build.quantised else (ORT, build.dtype)
+    right, proven_by = references[name]
     tolerance = options.tolerance
-    if tolerance is None:
-        tolerance = proof.TOLERANCE["int8" if build.quantised else build.dtype]
+    if tolerance is None and proven_by == proof.ONNX_RUNTIME:
+        tolerance = proof.allowed(dtype, files[name], images, batch, proof.whole_ranges(build.grids))
+    elif tolerance is None:
+        tolerance = proof.TOLERANCE[dtype]
     found = proof.prove(build.libraries, right, images, batch, tolerance, build.grids)
     return {"tolerance": tolerance, "proven_by": proven_by, **found}

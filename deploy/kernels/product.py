@@ -133,8 +133,10 @@ def pack(
     group, unroll, dot = schedule.group, schedule.unroll, columns[0].channels.shape[1]
     groups = -(-rows // group)
     values = node.weight.astype(np.float32).reshape(rows, channels, -1)
-    if grid is not None:
-        values = np.rint(values / node.scale[:, None, None])
+    if grid is None:
+        values = values / np.float32(unit)
+    else:  # a factor of zero behind the layer leaves weights of zero, and a scale of zero
+        values = np.rint(values / np.where(node.scale == 0, 1, node.scale)[:, None, None])
     values = np.pad(values, ((0, groups * group - rows), (0, 1), (0, 0))).reshape(groups, group, channels + 1, -1)
     bias = np.pad((node.bias / np.float32(unit)).astype(np.float32), (0, groups * group - rows))
     weights, offsets, counts = [], [], []

@@ -113,9 +113,10 @@ class Graph:
         return [node for node in self.nodes if tensor in node.inputs]
 
     def only_user(self, node: Node) -> Node | None:
-        """The one node that reads `node`'s output, if there is just one and nobody outside sees it."""
+        """The one node that reads `node`'s output, and reads it once, if nobody else and nobody outside sees it."""
         users = self.users(node.output)
-        return users[0] if len(users) == 1 and node.output not in self.outputs.values() else None
+        once = len(users) == 1 and users[0].inputs.count(node.output) == 1
+        return users[0] if once and node.output not in self.outputs.values() else None
 
     def script(self) -> str:
         """A line a node: output shape = kind(inputs) and what else it holds; arrays by shape and non-zero share."""

@@ -132,7 +132,6 @@ def fuse_residuals(graph: Graph) -> None:
             and conv.activation is None
             and len(conv.inputs) == 1
             and graph.only_user(conv) is node
-            and other != conv.output
         ]
         if made:
             conv, other = max(made, key=lambda pair: graph.nodes.index(pair[0]))

@@ -22,6 +22,7 @@ from .bounds import (
 from .graph import Graph, Grid, Node
 from .operators import READERS
 from .pictures import read_pictures
+from .quantised import weight_scale
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
@@ -43,8 +44,8 @@ class _Reader:
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
         self.computed = 0  # values of constants
-        self.quantised: dict[str, Grid] = {}  # tensors that QuantizeLinear makes
-        self.scales: dict[str, np.ndarray] = {}  # of constants that DequantizeLinear makes
+        self.quantised: dict[str, tuple[Grid, np.dtype]] = {}  # tensors that QuantizeLinear makes
+        self.scales: dict[str, np.ndarray] = {}  # of constants that DequantizeLinear makes, if rows have one
 
     def attributes(self, node) -> dict:
         return {a.name: self.attribute_value(a) for a in node.attribute}
@@ -100,6 +101,8 @@ class _Reader:
         check_outputs(node, self.attributes(node))
         known = {name: self.shape(name) for name in inputs if self.tensor(name) in self.shapes}
         whole = self.quantised.keys() & set(inputs)  # of which ONNX's rules want another type than float32
+        if whole and node.op_type != "DequantizeLinear":
+            raise ValueError(f"{title(node)} reads what QuantizeLinear makes, which only DequantizeLinear may read")
         right = {} if whole else inferred(node, self.opsets, known, self.constants)
         if node.op_type == "Shape" and self.tensor(inputs[0]) in self.shapes:
             start, end = (self.attributes(node).get(k, d) for k, d in (("start", 0), ("end", None)))
@@ -122,11 +125,8 @@ class _Reader:
         evaluator = ReferenceEvaluator(node, opsets=self.opsets)
         values = evaluator.run(None, {name: self.constants[name] for name in inputs})
         self.constants.update(zip(node.output, values, strict=True))
-        symmetric = len(inputs) < 3 or not np.any(self.constants[inputs[2]])
-        if node.op_type == "DequantizeLinear" and self.constants[inputs[0]].dtype == np.int8 and symmetric:
-            scale = self.constants[inputs[1]]
-            if np.all((scale > 0) & (scale < np.inf)):  # else nothing is a whole multiple of it
-                self.scales[node.output[0]] = scale
+        if node.op_type == "DequantizeLinear" and (scale := weight_scale(self, node)) is not None:
+            self.scales[node.output[0]] = scale
 
     def scale(self, node, rows: int) -> np.ndarray | None:
         """(rows,): what the weights of a convolution are whole multiples of, if they were quantised."""

@@ -22,8 +22,11 @@ def evaluator(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: _named(session.output_names, session.run(None, {session.input_names[0]: images}))
 
 
-def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images."""
+def peer(path: str | Path, threads: int, optimised: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images.
+
+    optimised: whether it may fuse nodes, and compute quantised ones in whole numbers.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -31,6 +34,8 @@ def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
