@@ -13,8 +13,8 @@ from .tuning import measure
 # weights and its map. These errors are independent, so their squares add up: a chain of 50 layers differs by about
 # 0.4 * sqrt(2 * 50) = 4 times 2^-8. MobileNets and ResNets with random weights were measured at 0.7 to 1.5 times 2^-8.
 # int8: four of the 255 rounding steps that a map has. ONNX Runtime computes in whole numbers, too, but where a value
-# lies half-way between two steps, the last bits of a scale decide, and one layer's step may become one of the next. With
-# random weights such steps grow on their way: there, ONNX Runtime says by itself how much is to be expected.
+# lies half-way between two steps, the last bits of a scale decide, and one layer's step may become one of the next.
+# With random weights such steps grow on their way: there, ONNX Runtime shows by itself how much is to be expected.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 4 * 2**-8, "int8": 4 / 255}
 STEPS = 255  # of a quantised tensor's range
 ONNX_RUNTIME = "ONNX Runtime"  # what proves a library, if it reads the file
