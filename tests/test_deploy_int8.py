@@ -327,8 +327,18 @@ def residuals(f: File) -> str:
     return f.rounded(f.node("Add", [x, x], "y"), "yq", 16.0, U8(128))
 
 
+def with_a_scale_a_channel(f: File) -> str:
+    """As NNCF rounds what depthwise convolutions read. Odd zero points would make another number of two even."""
+    many, zeros = 2.0 ** (np.arange(32) % 4), 2 * np.arange(32)
+    a = f.rounded(pointwise(f, f.rounded("x", "q", many, (2 * zeros).astype(U8)), "a"), "aq", many, np.full(32, 9, U8))
+    weight = f.weight("slide_w", numbers(32, 1, 3, 3), np.full(32, 0.5))
+    b = f.node("Conv", [f.rounded(f.node("Relu", [a], "b"), "bq", 16 * many, zeros.astype(I8)), weight], "slide",
+               group=32, pads=[1] * 4)  # fmt: skip
+    return f.rounded(pointwise(f, f.rounded(b, "cq", 64.0, U8(128)), "y"), "yq", 64.0, U8(128))
+
+
 @runs
-@pytest.mark.parametrize("make", [pools, joined, gated, used_in_many_ways, residuals])
+@pytest.mark.parametrize("make", [pools, joined, gated, used_in_many_ways, residuals, with_a_scale_a_channel])
 def test_roundings_stay_where_the_file_has_them(tmp_path, make):
     """A fusion that moves an activation or a sum across a rounding, or that rounds what another node reads, too."""
     f = File()
@@ -418,7 +428,7 @@ def agrees(path, batches: list[np.ndarray], whole, least: int) -> None:
         found[dtype] = library.info["layers"]
     assert sum(layer["sparse"] for layer in found["int8"]) >= least
     kept = {layer["name"]: layer["density"] for layer in deploy.compile_onnx(whole, threads=1).info["layers"]}
-    assert {layer["name"]: layer["density"] for layer in found["int8"]} == kept
+    assert all(layer["density"] <= kept[layer["name"]] for layer in found["int8"])
 
 
 def batches_of(size: int) -> list[np.ndarray]:
@@ -489,9 +499,10 @@ REFUSED = {
     "another scale": (changed(1, number=1, other=np.float32(2)), "q_meant.*reads other numbers than a QuantizeLinear"),
     "another zero point": (changed(1, other=U8(127)), "q_meant.*reads other numbers than a QuantizeLinear"),
     "another type": (changed(1, other=I8(0)), "q_meant.*reads other numbers than a QuantizeLinear"),
-    "a scale a channel": (changed(0, number=1, many=np.ones(32, np.float32)), "'q'.*32 scales of float32"),
-    "16 bits": (changed(0, wide=np.uint16(7)), "'q'.*numbers of uint16: one scale of float32, and uint8 or int8"),
-    "float8": (changed(0, wide=float8()), "'q'.*numbers of float8_e4m3fn: one scale"),
+    "a scale a row": (lambda f: (changed(0, number=1, s=np.ones(8, np.float32))(f), attribute(0, axis=2)(f)),
+                      "'q'.*8 scales of float32"),
+    "16 bits": (changed(0, wide=np.uint16(7)), "'q'.*numbers of uint16: float32, one or one a channel"),
+    "float8": (changed(0, wide=float8()), "'q'.*numbers of float8_e4m3fn: float32"),
     "16 bits without a zero point": (
         lambda f: (f.nodes[0].input.pop(), attribute(0, output_dtype=TensorProto.INT16)(f)), "'q'.*numbers of int16",
     ),
