@@ -84,3 +84,28 @@ def oracle(network: graph.Graph, plan: layout.Plan, x: np.ndarray, stored=rounde
             x = made(node.depthwise, x, [], bool(plan.nchwc & {node.output, node.depthwise.output}))
         values[node.output] = made(node, x, others, node.output in plan.nchwc).reshape(network.shapes[node.output])
     return values[network.output]
+
+
+def on_grid(values: np.ndarray, grid: graph.Grid | None) -> np.ndarray:
+    """The nearest values that a quantised tensor may have, of two equally near ones that with the even step."""
+    if grid is None:
+        return values
+    return (np.clip(np.rint(values / grid.scale) + grid.zero, 0, 255) - grid.zero) * grid.scale
+
+
+def oracle_of_grids(network: graph.Graph, x: np.ndarray) -> np.ndarray:
+    """What a quantised network computes, in float64, which holds integers and their steps exactly."""
+    values = {network.input: x.astype(np.float64)}
+
+    def made(node, x, others):
+        conv = isinstance(node, graph.Conv)
+        y = compute(node, x, [] if conv else others, conv and node.weight, nchw(network.shapes[node.output]))
+        y = sum(others, on_grid(y, node.before)) if conv else y
+        return on_grid({**ACTIVATIONS, **GATES}[node.activation](y), node.grid)
+
+    for node in network.nodes:
+        x, *others = (values[name] for name in node.inputs)
+        if isinstance(node, graph.Conv) and node.depthwise:
+            x = made(node.depthwise, x, [])
+        values[node.output] = made(node, x, others).reshape(network.shapes[node.output])
+    return values[network.output]

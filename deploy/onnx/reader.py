@@ -19,10 +19,10 @@ from .bounds import (
     small_map,
     title,
 )
-from .graph import Graph, Grid, Node
+from .graph import Graph, Node
 from .operators import READERS
 from .pictures import read_pictures
-from .quantised import weight_scale
+from .quantised import Numbers, weight_scale
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
@@ -44,7 +44,7 @@ class _Reader:
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
         self.computed = 0  # values of constants
-        self.quantised: dict[str, tuple[Grid, np.dtype]] = {}  # tensors that QuantizeLinear makes
+        self.quantised: dict[str, Numbers] = {}  # tensors that QuantizeLinear makes
         self.scales: dict[str, np.ndarray] = {}  # of constants that DequantizeLinear makes, if rows have one
 
     def attributes(self, node) -> dict:
