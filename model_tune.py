@@ -7,6 +7,10 @@ outputs equal to ONNX Runtime's, times these three and what else is installed (O
 and writes lib.so, weights.bin, deploy.json and deploy.md. With --data it counts how many validation pictures are
 classified right. With --rpc the library runs on another computer. Needs no PyTorch, but for --data.
 
+    python model_tune.py --onnx_path job/model.onnx --data pictures --dtype auto --max_loss 0.5
+
+Compiles in float32, bfloat16 and int8, and saves the fastest library that loses at most half a point of top-1.
+
     python model_tune.py --benchmark job/deploy --sessions 4 --runs 200
 
 Times a library that was written: latency and throughput with so many threads that call it at once.
@@ -38,7 +42,12 @@ class NetworkOptions(Declared):
     bsr: int | None = option(
         None, "rows of a block, the N of 1xN; found in the weights if not given", within="[1, inf)"
     )
-    dtype: str = option("float32", "type of weights and maps", choices=("float32", "bfloat16", "int8"))
+    dtype: str | None = option(
+        None,
+        "type of weights and maps; auto: the fastest within --max_loss; default: float32, or int8 for a quantised file",
+        choices=("float32", "bfloat16", "int8", "auto"),
+    )
+    max_loss: float = option(0.5, "points of float32's top-1 that --dtype auto may lose on val/", within="[0, 100]")
     bsc: int | None = option(None, "columns of a block; 1xN blocks have 1")
     sparsity: float = option(
         0.0, "least fraction of zero blocks that a layer needs to be compiled sparse", within="[0, 1]"
@@ -95,7 +104,11 @@ class ProofOptions(Declared):
         None,
         "pictures to prove the equality on, float32 (B, 3, H, W) .npy; default: inputs.npy beside the file",
     )
-    tolerance: float = option(1e-4, "largest relative error that is accepted", within="[0, inf)")
+    tolerance: float | None = option(
+        None,
+        "largest relative error that is accepted; default: 0.0001 in float32, 0.016 in bfloat16 and int8",
+        within="[0, inf)",
+    )
     runs: int = option(200, "timed calls of each runtime, or of each session of --benchmark", within="[1, inf)")
     peers: list[str] | None = option(None, "runtimes to time beside it, as deploy.json names them; default: all")
     profile: bool = option(False, "measure every kernel of the saved library, and write its table into deploy.md")
@@ -113,8 +126,10 @@ class Options(NetworkOptions, ProcessorOptions, PictureOptions, ProofOptions):  
             raise ValueError(
                 f"--bsc {self.bsc}: blocks are N rows of one column (1xN), so only --bsc 1 can be compiled"
             )
-        if self.dtype == "int8":
-            raise ValueError("--dtype int8: one of float32, bfloat16; int8 is made and timed for other runtimes only")
+        if self.dtype == "auto" and not self.data:
+            raise ValueError(
+                "--dtype auto: --data is missing, on whose validation pictures the loss of top-1 is measured"
+            )
         if self.key and not self.rpc:
             raise ValueError(f"--key {self.key} names a device of a tracker: --rpc HOST:PORT is missing")
         if self.profile and self.rpc:

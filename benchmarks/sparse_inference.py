@@ -1,11 +1,12 @@
-"""Latency of block-sparse networks beside dense runtimes of others, in float32 and int8, and our own dense build.
+"""Latency of block-sparse networks beside dense runtimes of others, and our own dense build, in every type.
 
-python benchmarks/sparse_inference.py --threads 1 2
-python benchmarks/sparse_inference.py --layers mobilenet_v1 32 50
+python benchmarks/sparse_inference.py --threads 1 2 --dtypes float32 bfloat16 int8
+python benchmarks/sparse_inference.py --layers mobilenet_v1 32 50 --dtypes int8
 
 Weights are random, since only speed and equality are asked: every network is pruned one-shot, exported, compiled, and
 proven equal to ONNX Runtime. All builds of a network, and the peers of `deploy/peers.py` that are installed, take turns
-in one process of their own, with pauses. The int8 peers run the dense network, quantised with random pictures.
+in one process of their own, with pauses. For int8, networks are quantised with random pictures; the int8 peers run the
+dense one.
 Interrupted, it goes on where it was: what `results/sparse_inference.json` holds of all peers is not measured again
 without --again. Writes the tables and figures of `results/sparse_inference.md`. --layers prints one network kernel by
 kernel instead; --missed writes `results/sparse_layers.md`, of all builds in `sparse_inference.json` that are slower
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +31,26 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.jobs import RESULTS, ROOT
-from benchmarks.sparse_report import (
+from benchmarks.sparse_points import (
     DENSE,
     KNOWN,
     KNOWN_POINTS,
     POINTS,
+    SUMS,
     TARGETS,
     Point,
     builds,
     goal,
     missed,
     ratio,
-    speed_table,
-    write,
 )
+from benchmarks.sparse_report import speed_table, write
 from deploy.peers import PACKAGES, PEERS
+from deploy.targets import DTYPES
 from utils import machine
 from utils.files import save_json, save_text
 from utils.report import markdown
 
-TOLERANCE = 1e-4  # relative, of the outputs
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn")  # 32 pixels a side, ten classes
 
 
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=[*TARGETS, KNOWN])
     parser.add_argument("--points", nargs="+", type=Point.parse, help="N:per cent, as 16:50; default: the table's")
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"], help="--layers: the first")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--runs", type=int, default=200, help="timed calls of every build")
     parser.add_argument("--image_size", type=int, help="default: 224, CIFAR's networks 32")
@@ -67,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.layers:
         name, *point = options.layers
-        print_layers(options, name, Point(*map(int, point)))
+        print_layers(options, name, Point(*map(int, point), options.dtypes[0]))
     elif options.missed:
         write_missed(options)
     else:
@@ -77,7 +80,7 @@ def main() -> None:
 def print_layers(options: argparse.Namespace, name: str, point: Point) -> None:
     file = exported(options, name, point)
     for threads in options.threads:
-        print(in_a_process(layers, file, threads, options.runs))
+        print(in_a_process(layers, file, threads, options.runs, point.dtype))
 
 
 def write_missed(options: argparse.Namespace) -> None:
@@ -85,8 +88,9 @@ def write_missed(options: argparse.Namespace) -> None:
     parts, how = [], circumstances()
     for entry in json.loads((options.out / "sparse_inference.json").read_text()).values():
         for point in missed(entry):
-            file, reached = exported(options, entry["network"], point), ratio(entry, builds(entry)[point]["ms"])
-            table = in_a_process(layers, file, entry["threads"], options.runs)
+            file = exported(options, entry["network"], point)
+            reached = ratio(entry, builds(entry)[point]["ms"], point.dtype)
+            table = in_a_process(layers, file, entry["threads"], options.runs, point.dtype)
             parts.append(f"## {entry['network']}, {point.label}: {reached:.2f} of {goal(entry, point):g}\n\n{table}\n")
             print(parts[-1], flush=True)
     told = f"Medians of {options.runs} runs, means of them where a kernel is called more than once."
@@ -99,7 +103,8 @@ def print_and_write(options: argparse.Namespace) -> None:
     how, results = circumstances(), options.out / "sparse_inference.json"  # before results make the checkout dirty
     entries = json.loads(results.read_text()) if results.exists() else {}
     for name in options.networks:
-        points = options.points or (KNOWN_POINTS if name == KNOWN else POINTS)
+        points = [DENSE, *(options.points or (KNOWN_POINTS if name == KNOWN else POINTS))]
+        points = [point._replace(dtype=dtype) for dtype in options.dtypes for point in points]
         for threads in options.threads:
             key = f"{name} {image_size(options, name)} {threads}"
             if not options.again and covers(entries.get(key), points, options.runs):
@@ -108,7 +113,7 @@ def print_and_write(options: argparse.Namespace) -> None:
                 )
                 continue
             files = {str(point): exported(options, name, point) for point in [DENSE, *points]}
-            print(f"{name}, {threads} thread(s)", flush=True)
+            print(f"{name}, {threads} thread(s), {', '.join(options.dtypes)}", flush=True)
             measured = in_a_process(measure_network, files, threads, options.runs)
             facts = {"network": name, "image_size": image_size(options, name), "threads": threads}
             entries[key] = facts | {"runs": options.runs} | measured | how
@@ -125,7 +130,8 @@ def covers(entry: dict | None, points: list[Point], runs: int) -> bool:
     """Whether an entry of the results holds all that is asked."""
     if not entry or entry["runs"] < runs or not entry.get("peer_facts", {}).keys() >= PEERS.keys():
         return False
-    return {str(point) for point in points} <= entry["builds"].keys()
+    there = {str(point) for point in points if point.dtype not in entry.get("absent", {})}
+    return there <= entry["builds"].keys()
 
 
 def in_a_process(function, *arguments):
@@ -184,38 +190,47 @@ def export(name: str, size: int, point: Point, path: Path) -> None:
 
 
 def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
-    """Compile the network at every point, compare it with ONNX Runtime, and time all builds and peers in turns."""
+    """Compile the network at every point, compare it with ONNX Runtime, and time all builds and peers in turns.
+
+    files: by point, the ONNX file in float32.
+    """
     import tvm  # noqa: F401  # importing is not compiling
 
     import deploy
-    from deploy import peers
+    from deploy import peers, proof, targets
     from deploy.runtime import startup
     from deploy.tuning import clock, measure
 
     dense = files[str(DENSE)]
     pictures = np.load(dense.parent / "inputs.npy")
     shape = [1, *pictures.shape[1:]]
-    int8 = deploy.quantise(dense, list(measure.batches(pictures, 1)), dense.parent / "int8.onnx")
-    runners, facts = peers.start(PEERS, dense, int8, threads, shape)
+    runners, facts = peers.start(PEERS, dense, quantised(dense), threads, shape)
     for name, fact in facts.items():
         if "absent" in fact:
             print(f"  {PEERS[name].title} is not timed: {fact['absent']}", flush=True)
     sparse = [name for name in runners if PEERS[name].sparse]
-    found = {}
+    found, absent = {}, {}
     for point, file in files.items():
-        start = time.perf_counter()
-        library = deploy.compile_onnx(file, threads=threads)
+        dtype = Point.parse(point).dtype
+        try:
+            targets.find_machine().with_dtype(dtype)
+        except ValueError as problem:
+            absent[dtype] = str(problem)
+            continue
+        source, start = quantised(file) if dtype == "int8" else file, time.perf_counter()
+        library = deploy.compile_onnx(source, threads=threads, dtype=dtype)
         seconds = time.perf_counter() - start
-        error, top1 = measure.compare(library.run, measure.peer(file, threads), pictures, 1)
-        if not error <= TOLERANCE:
-            raise ValueError(f"{file}: the library differs from ONNX Runtime by {error:.1e}")
-        found[point] = {"compile_s": round(seconds, 2), "error": error, "top1": top1, **work(file)}
+        error, top1 = measure.compare(library.run, measure.peer(source, threads), pictures, 1)
+        if not error <= proof.allowed(dtype, source, pictures, 1):
+            raise ValueError(f"{source}: the {dtype} library differs from ONNX Runtime by {error:.1e}")
+        found[point] = {"compile_s": round(seconds, 2), "error": error, "top1": top1, **work(file, dtype)}
         print(f"  {Point.parse(point).label}: compiled in {seconds:.1f} s, error {error:.1e}", flush=True)
-        library.save(file.parent / "deploy")
-        found[point]["weight_bytes"] = (file.parent / "deploy" / "weights.bin").stat().st_size
-        found[point]["start_up"] = startup.measure(file.parent / "deploy")
+        folder = file.parent / "deploy" / dtype
+        library.save(folder)
+        found[point]["weight_bytes"] = (folder / "weights.bin").stat().st_size
+        found[point]["start_up"] = startup.measure(folder)
         runners[point] = library.run
-        if file != dense:
+        if file != dense and dtype == "float32":
             there, _ = peers.start(sparse, file, "", threads, shape)
             runners |= {f"{name} {point}": run for name, run in there.items()}
     timers = {name: measure.timer(run) for name, run in runners.items()}
@@ -224,12 +239,23 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         build["ms"] = latency[point]
         build["peers"] = {name: latency[f"{name} {point}"] for name in sparse if f"{name} {point}" in latency}
     times = {name: latency[name] for name in PEERS if name in latency}
-    measured = {"peers": times, "peer_facts": facts, "builds": found}
-    return measured | {"peak_gflops": clock.peak_gflops(library.machine)}
+    measured = {"peers": times, "peer_facts": facts, "builds": found, "absent": absent}
+    return measured | {"peak_gflops": clock.peak_gflops(replace(targets.find_machine(), threads=threads))}
 
 
-def work(file: Path) -> dict:
-    """Of one picture: operations with weights other than zero, and bytes of the two largest activations."""
+def quantised(file: Path) -> Path:
+    """The network in int8, beside it."""
+    import deploy
+    from deploy.tuning import measure
+
+    out = file.parent / "int8.onnx"
+    if not out.exists():
+        deploy.quantise(file, list(measure.batches(np.load(file.parent / "inputs.npy"), 1)), out)
+    return out
+
+
+def work(file: Path, dtype: str = "float32") -> dict:
+    """Of one picture: operations with weights other than zero, and bytes of the two largest activations in `dtype`."""
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(onnx.load(file)).graph
@@ -243,10 +269,10 @@ def work(file: Path) -> dict:
             _, channels, *pixels = shapes[node.output[0]]
             flops += 2 * weight * math.prod(pixels)
             floats.append(channels * math.prod(pixels))
-    return {"mflop": flops / 1e6, "activation_bytes": 4 * sum(sorted(floats)[-2:])}
+    return {"mflop": flops / 1e6, "activation_bytes": 4 // SUMS[dtype] * sum(sorted(floats)[-2:])}
 
 
-def layers(file: Path, threads: int, runs: int) -> str:
+def layers(file: Path, threads: int, runs: int, dtype: str = "float32") -> str:
     """A table of every kernel; for those of convolutions and classifiers, the rate of work on kept weights.
 
     A kernel may compute two layers, one inside the other. Of a depthwise convolution inside its successor's kernel, the
@@ -255,7 +281,8 @@ def layers(file: Path, threads: int, runs: int) -> str:
     import deploy
     from deploy.tuning import clock, measure
 
-    library = deploy.compile_onnx(file, threads=threads)
+    source = quantised(file) if dtype == "int8" else file
+    library = deploy.compile_onnx(source, threads=threads, dtype=dtype)
     times = measure.kernel_times(library, np.load(file.parent / "inputs.npy")[:1], runs)
     alike: dict[str, list[float]] = {}  # kernels of one name differ in nothing but their weights
     for name, ms in times:
@@ -275,7 +302,7 @@ def layers(file: Path, threads: int, runs: int) -> str:
     rate = mflop / total
     return (
         f"{markdown(table)}\n{threads} thread(s): {total:.3f} ms in kernels, {mflop / 1e3:.3f} GFLOP on kept weights,"
-        f" {rate:.0f} GFLOP/s, {rate / peak:.0%} of the peak of {peak} that multiply-adds in registers reach"
+        f" {rate:.0f} GFLOP/s, {rate / peak:.0%} of the peak of {peak} that float32 multiply-adds in registers reach"
     )
 
 

@@ -1,55 +1,28 @@
-"""Tables and figures of `benchmarks/sparse_inference.py`, from what it measured.
-
-An entry is a network at an image size with a number of threads: `peers` (milliseconds of each on the dense network,
-median and p10), `peer_facts` (the type that each computes in, or why it is absent), `builds` (by point: our
-milliseconds, what was proven and counted, and `peers` that make use of zero blocks), `peak_gflops`, and how it was
-measured.
-"""
+"""Tables of `benchmarks/sparse_inference.py`, from what it measured; an entry is described in `sparse_points.py`."""
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.sparse_figures import draw, draw_accuracy
+from benchmarks.sparse_points import (
+    COMPILE_TARGET,
+    DENSE,
+    KNOWN,
+    MEMORY_TARGET,
+    POINTS,
+    Point,
+    bound,
+    builds,
+    goal,
+    ratio,
+    title,
+    told,
+    type_of,
+)
 from deploy.peers import PEERS
 from utils import machine
-from utils.files import atomic, save_text
+from utils.files import save_text
 from utils.report import markdown
-
-
-class Point(NamedTuple):
-    """Blocks of N rows, `rate` per cent of them pruned; written N:rate. Dense: 0:0."""
-
-    N: int
-    rate: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Point":
-        N, rate = map(int, text.split(":"))
-        return cls(N, rate)
-
-    def __str__(self) -> str:
-        return f"{self.N}:{self.rate}"
-
-    @property
-    def label(self) -> str:
-        return f"N={self.N}, {self.rate} %" if self.N else "dense"
-
-
-DENSE = Point(0, 0)
-POINTS = [Point(4, 50), Point(16, 50), Point(32, 50), Point(16, 75), Point(32, 75), Point(32, 90)]
-# Times as fast as the fastest dense peer in float32, at POINTS.
-TARGETS = {
-    "mobilenet_v1": (1.5, 1.7, 1.9, 2.8, 3.3, 5.5),
-    "mobilenet_v2": (1.4, 1.6, 1.7, 2.3, 2.6, 3.5),
-    "mobilenet_v3_large": (1.4, 1.6, 1.7, 2.2, 2.4, 3.0),
-    "resnet50": (1.5, 1.75, 1.9, 3.1, 3.5, 6.0),
-}
-DENSE_TARGET, MEMORY_TARGET = 0.97, 1.3
-COMPILE_TARGET = {"resnet50": 60}  # seconds; 20 for all others
-COLOURS = {1: "#8c564b", 2: "#9467bd", 4: "#1f77b4", 8: "#17becf", 16: "#2ca02c", 32: "#ff7f0e"}  # by N
-PEER_COLOURS = dict(zip(PEERS, ("#777777", "#bb4444", "#bb44bb", "#44aa44", "#222222", "#661111"), strict=True))
-KNOWN = "resnet20"  # whose accuracy at these points is in results/cifar10_1xn.md
-KNOWN_POINTS = [Point(N, rate) for rate in (50, 75) for N in (2, 4, 8, 16)]
 
 
 def write(entries: list[dict], folder: Path) -> None:
@@ -78,81 +51,47 @@ def known(entries: list[dict], accuracy: dict[Point, float]) -> list[dict]:
     return [entry for entry in there if builds(entry).keys() & accuracy.keys() - {DENSE}]
 
 
-def fastest(entry: dict) -> float:
-    """Median milliseconds of the fastest peer in float32."""
-    return min(times["median"] for name, times in entry["peers"].items() if PEERS[name].dtype == "float32")
-
-
-def bound(entry: dict, build: dict) -> float:
-    """How many times as fast as the fastest peer in float32 a build would be at the peak of all its cores."""
-    return fastest(entry) * entry["peak_gflops"] / build["mflop"]
-
-
-def ratio(entry: dict, times: dict) -> float:
-    return fastest(entry) / times["median"]
-
-
-def goal(entry: dict, point: Point) -> float | None:
-    targets = TARGETS.get(entry["network"], ()) if entry["image_size"] == 224 else ()
-    return ({DENSE: DENSE_TARGET} | dict(zip(POINTS, targets, strict=False))).get(point)
-
-
-def missed(entry: dict) -> list[Point]:
-    """The builds that are slower than their target, as the table rounds."""
-    asked = {point: (goal(entry, point), build) for point, build in builds(entry).items()}
-    return [point for point, (least, build) in asked.items() if least and round(ratio(entry, build["ms"]), 2) < least]
-
-
-def builds(entry: dict) -> dict[Point, dict]:
-    return {Point.parse(point): build for point, build in entry["builds"].items()}
-
-
 def ratio_table(entries: list[dict]) -> list[list[str]]:
-    """A row a network and number of threads, a column a point that has targets: ratio / target."""
+    """A row a network, number of threads and type, a column a point that has targets: ratio / target."""
     columns = [DENSE, *POINTS]
-    table = [["network", "threads", *(point.label for point in columns)]]
+    table = [["network", "threads", "type", *(point.blocks for point in columns)]]
     for entry in entries:
-        row = [title(entry), str(entry["threads"])]
-        for point in columns:
-            build, asked = builds(entry).get(point), goal(entry, point)
-            told = f"{ratio(entry, build['ms']):.2f}" if build else ""
-            row.append(f"{told} / {asked:g}" if told and asked else told)
-        table.append(row)
+        for dtype in dict.fromkeys(point.dtype for point in builds(entry)):
+            row = [title(entry), str(entry["threads"]), dtype]
+            for point in (column._replace(dtype=dtype) for column in columns):
+                build, asked = builds(entry).get(point), goal(entry, point)
+                reached = told(build and ratio(entry, build["ms"], dtype), ".2f")
+                row.append(f"{reached} / {asked:g}" if reached and asked else reached)
+            table.append(row)
     return table
-
-
-def title(entry: dict) -> str:
-    return f"{entry['network']}, {entry['image_size']}"
 
 
 def speed_table(entries: list[dict]) -> list[list[str]]:
-    table = [["network", "threads", "build", "median ms", "p10 ms", "ratio", "target", "compute bound"]]
+    """All builds and peers; ratios to the fastest float32 peer, and to the fastest of the same type with its target."""
+    table = [["network", "threads", "build", "type", "median ms", "p10 ms", "ratio to float32", "ratio"]]
+    table[0] += ["target", "compute bound"]
     for entry in entries:
         head = [title(entry), str(entry["threads"])]
-        rows = [(peer_title(entry, name), times, "", "") for name, times in entry["peers"].items()]
+        names = entry["peers"].items()
+        rows = [(f"{PEERS[name].title}, dense", type_of(entry, name), times, "", "") for name, times in names]
         for point, build in builds(entry).items():
-            asked = goal(entry, point)
-            most = f"{bound(entry, build):.1f}"
-            rows.append((f"ours, {point.label}", build["ms"], f"{asked:g}" if asked else "", most))
+            asked, most = told(goal(entry, point), "g"), told(bound(entry, point, build), ".1f")
+            rows.append((f"ours, {point.blocks}", point.dtype, build["ms"], asked, most))
             others = build.get("peers", {}).items()
-            rows += [(f"{PEERS[name].title}, {point.label}", times, "", "") for name, times in others]
-        for name, times, asked, most in rows:
-            told = [f"{times['median']:.3f}", f"{times['p10']:.3f}", f"{ratio(entry, times):.2f}"]
-            table.append([*head, name, *told, asked, most])
+            rows += [(f"{PEERS[name].title}, {point.blocks}", "float32", times, "", "") for name, times in others]
+        for name, dtype, times, asked, most in rows:
+            numbers = [f"{times['median']:.3f}", f"{times['p10']:.3f}", told(ratio(entry, times), ".2f")]
+            table.append([*head, name, dtype, *numbers, told(ratio(entry, times, dtype), ".2f"), asked, most])
     return table
-
-
-def peer_title(entry: dict, name: str) -> str:
-    """Its name, and its type where it has chosen that itself."""
-    dtype = entry.get("peer_facts", {}).get(name, {}).get("dtype", "")
-    return f"{PEERS[name].title}{f' ({dtype})' if PEERS[name].dtype == 'own choice' else ''}, dense"
 
 
 def absent(entries: list[dict]) -> str:
     """A sentence on peers that were not timed, if there are any."""
     facts = {name: fact for entry in entries for name, fact in entry.get("peer_facts", {}).items() if "absent" in fact}
-    told = [f"{PEERS[name].title} ({fact['absent']})" for name, fact in facts.items()]
-    return f"Not timed everywhere: {'; '.join(told)}.\n\n" if told else ""
+    missing = [f"{PEERS[name].title} ({fact['absent']})" for name, fact in facts.items()]
+    ours = {dtype: why for entry in entries for dtype, why in entry.get("absent", {}).items()}
+    missing += [f"ours in {dtype} ({why})" for dtype, why in ours.items()]
+    return f"Not timed everywhere: {'; '.join(missing)}.\n\n" if missing else ""
 
 
 def cost_table(entries: list[dict]) -> list[list[str]]:
@@ -164,20 +103,21 @@ def cost_table(entries: list[dict]) -> list[list[str]]:
         for point, build in builds(entry).items():
             start = build["start_up"]
             most = MEMORY_TARGET * (build["weight_bytes"] + build["activation_bytes"]) / 2**20
-            told = [f"{build['error']:.0e}", f"{build['top1']:.0%}", f"{build['compile_s']:.1f} s"]
-            told += [f"{COMPILE_TARGET.get(entry['network'], 20)} s"]
-            told += [f"{start['load_ms']:.0f} ms", f"{start['peak_mib']:.1f} MiB"] if start else ["", "unknown"]
-            rows.append([*head, point.label, *told, f"{most:.1f} MiB"])
+            cells = [f"{build['error']:.0e}", f"{build['top1']:.0%}", f"{build['compile_s']:.1f} s"]
+            cells += [f"{COMPILE_TARGET.get(entry['network'], 20)} s"]
+            cells += [f"{start['load_ms']:.0f} ms", f"{start['peak_mib']:.1f} MiB"] if start else ["", "unknown"]
+            rows.append([*head, point.label, *cells, f"{most:.1f} MiB"])
     return rows
 
 
 def text(entries: list[dict], accuracy: dict[Point, float]) -> str:
     return f"""# Block-sparse inference
 
-Batch 1; ours in float32. Ratio: how many times as fast as the fastest runtime of others on the dense network in float32
-(ONNX Runtime, OpenVINO with its latency hint, MNN), by medians. All builds and peers take turns in one process,
-{entries[0]["runs"]} calls each in blocks of 25 after a pause, with the same number of threads. Weights are random.
-OpenVINO as installed chooses its type; int8 is the dense network, quantised by ONNX Runtime with random pictures.
+Batch 1. Ratio: how many times as fast as the fastest runtime of others on the dense network in the same type, by
+medians: in float32 ONNX Runtime, OpenVINO with its latency hint and MNN, in bfloat16 OpenVINO as installed where it
+chooses that, in int8 ONNX Runtime and OpenVINO. All builds and peers take turns in one process, {entries[0]["runs"]}
+calls each in blocks of 25 after a pause, with the same number of threads. Weights are random. int8 files are made by
+ONNX Runtime's quantiser with random pictures.
 
 {absent(entries)}## Ratio / target
 
@@ -189,12 +129,14 @@ Where a target is missed: [the time of every kernel](sparse_layers.md), [what bo
 ## Every build
 
 Compute bound: the ratio of a build that does the arithmetic on its kept weights at the processor's peak, which was
-measured as multiply-adds in registers.
+measured as float32 multiply-adds in registers, times two in bfloat16 and four in int8: as many products as a dot
+product adds up in a lane.
 
 {markdown(speed_table(entries))}{accuracy_text(entries, accuracy)}
 ## Equality, compilation, memory
 
-Error: largest difference to ONNX Runtime's outputs on the same pruned network, relative to the largest output. Memory:
+Error: largest difference to ONNX Runtime's outputs on the same pruned network, in float32 or, for int8, quantised,
+relative to the largest output. Memory:
 what a process grows by, at its highest, while it loads the saved library and runs it. At most: {MEMORY_TARGET} times
 packed weights (`weights.bin`) and the two largest activations.
 
@@ -209,8 +151,8 @@ def accuracy_text(entries: list[dict], accuracy: dict[Point, float]) -> str:
     for entry in known(entries, accuracy):
         for point, build in builds(entry).items():
             if point in accuracy:
-                told = [f"{accuracy[point]:.2f}", f"{build['ms']['median']:.3f}", f"{ratio(entry, build['ms']):.2f}"]
-                rows.append([str(entry["threads"]), point.label, *told])
+                cells = [f"{accuracy[point]:.2f}", f"{build['ms']['median']:.3f}", f"{ratio(entry, build['ms']):.2f}"]
+                rows.append([str(entry["threads"]), point.label, *cells])
     if len(rows) == 1:
         return ""
     return f"""
@@ -226,63 +168,11 @@ twins with random weights.
 
 def provenance(entries: list[dict]) -> str:
     """Command, machine, versions and commit of every entry; said once where they agree."""
-    told: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for entry in entries:
         where = entry["machine"]
         tunables = f"; GLIBC_TUNABLES={where['tunables']}" if where["tunables"] else ""
         how = f"`{entry['command']}`, {machine.line(where)}{tunables}"
         what = f"{entry['network']} with {entry['threads']} thread(s) ({entry['date']}, {entry['peak_gflops']} GFLOP/s)"
-        told.setdefault(how, []).append(what)
-    return "".join(f"- {', '.join(what)}: {how}\n" for how, what in told.items())
-
-
-def draw(entries: list[dict], path: Path) -> None:
-    """Latency against sparsity: a panel a network and number of threads, a line a block length; peers are dashed."""
-    from matplotlib.figure import Figure
-
-    names = list(dict.fromkeys(title(entry) for entry in entries))
-    counts = sorted({entry["threads"] for entry in entries})
-    figure = Figure(figsize=(3.4 * len(names), 3 * len(counts)), layout="constrained")
-    panels = figure.subplots(len(counts), len(names), squeeze=False)
-    for axes in panels.flat:
-        axes.set_visible(False)  # until an entry fills it
-    for entry in entries:
-        axes = panels[counts.index(entry["threads"])][names.index(title(entry))]
-        times = {point: build["ms"]["median"] for point, build in builds(entry).items()}
-        for N in sorted({point.N for point in times} - {0}):
-            line = sorted((point.rate, ms) for point, ms in times.items() if point.N in (0, N))
-            axes.plot(*zip(*line, strict=True), "o-", markersize=4, color=COLOURS.get(N), label=f"N={N}")
-        dashed_peers(axes.axhline, entry)
-        axes.set(title=f"{title(entry)}, {entry['threads']} thread(s)", xlabel="sparsity, %", ylabel="ms", visible=True)
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
-    save(figure, path)
-
-
-def draw_accuracy(entries: list[dict], accuracy: dict[Point, float], path: Path) -> None:
-    """Top-1 against latency: a panel a number of threads, a line a block length from dense on; peers are dashed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(entries), 3.5), layout="constrained")
-    for axes, entry in zip(figure.subplots(1, len(entries), squeeze=False).flat, entries, strict=True):
-        times = {point: build["ms"]["median"] for point, build in builds(entry).items() if point in accuracy}
-        for N in sorted({point.N for point in times} - {0}):
-            line = [(times[point], accuracy[point]) for point in sorted(times) if point.N in (0, N)]
-            axes.plot(*zip(*line, strict=True), "o-", markersize=4, color=COLOURS.get(N), label=f"N={N}")
-        dashed_peers(axes.axvline, entry)
-        axes.set(title=f"{title(entry)}, {entry['threads']} thread(s)", xlabel="ms", ylabel="top-1, %")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
-    save(figure, path)
-
-
-def dashed_peers(line, entry: dict) -> None:
-    for name, times in entry["peers"].items():
-        colour = PEER_COLOURS[name]
-        line(times["median"], color=colour, linestyle="--", linewidth=1, label=peer_title(entry, name))
-
-
-def save(figure, path: Path) -> None:
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=130)
+        alike.setdefault(how, []).append(what)
+    return "".join(f"- {', '.join(what)}: {how}\n" for how, what in alike.items())

@@ -50,32 +50,50 @@ def columns(classes: Sequence[str], named: Sequence[str] | None, logits: int) ->
     return np.array([named.index(name) for name in classes])
 
 
-def evaluate(
+def predict(
     runners: dict[str, Callable], pictures: Iterable[tuple[np.ndarray, np.ndarray]], batch: int, columns: np.ndarray
-) -> dict:
-    """How often each runner finds the class of a picture, and how often the others agree with the first runner.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The class of every picture, and the one that each runner finds, as columns of the logits: int64 (pictures,).
 
     Args:
         runners: functions of float32 (batch, C, H, W) that give logits, or several outputs by name, the logits first.
         pictures: images, of any number up to `batch`, and labels; they are read one batch after the other.
         columns: the column of the logits for every label.
+    """
+    right, found = [], {name: [] for name in runners}
+    for images, labels in pictures:
+        images = np.ascontiguousarray(images, np.float32)
+        filled = np.take(images, range(batch), axis=0, mode="wrap")  # a library takes whole batches only
+        for name, run in runners.items():
+            found[name].append(_classes(run(filled))[: len(images)])
+        right.append(columns[np.asarray(labels)])
+    return np.concatenate(right), {name: np.concatenate(classes) for name, classes in found.items()}
+
+
+def top1(right: np.ndarray, found: np.ndarray) -> float:
+    """Per cent of the pictures whose class was found."""
+    return 100 * float((right == found).mean())
+
+
+def evaluate(
+    runners: dict[str, Callable], pictures: Iterable[tuple[np.ndarray, np.ndarray]], batch: int, columns: np.ndarray
+) -> dict:
+    """How often each runner finds the class of a picture, and how often the others agree with the first runner.
+
+    Args are those of `predict`.
 
     Returns:
         {"pictures": how many there were, "top1": {name: per cent}, "agreement": {name: per cent, of all but the first}}
     """
-    right, same, count = dict.fromkeys(runners, 0), dict.fromkeys(list(runners)[1:], 0), 0
-    for images, labels in pictures:
-        images, labels = np.ascontiguousarray(images, np.float32), columns[np.asarray(labels)]
-        filled = np.take(images, range(batch), axis=0, mode="wrap")  # a library takes whole batches only
-        found = {name: _classes(run(filled))[: len(images)] for name, run in runners.items()}
-        first = next(iter(found.values()))
-        for name, classes in found.items():
-            right[name] += int((classes == labels).sum())
-        for name in same:
-            same[name] += int((found[name] == first).sum())
-        count += len(images)
-    top1, agreement = ({name: 100 * n / count for name, n in counts.items()} for counts in (right, same))
-    return {"pictures": count, "top1": top1, "agreement": agreement}
+    return compared(*predict(runners, pictures, batch, columns))
+
+
+def compared(right: np.ndarray, found: dict[str, np.ndarray]) -> dict:
+    """What `evaluate` returns, of what `predict` returned."""
+    first, *others = found
+    rates = {name: top1(right, classes) for name, classes in found.items()}
+    agreement = {name: top1(found[first], found[name]) for name in others}
+    return {"pictures": len(right), "top1": rates, "agreement": agreement}
 
 
 def _classes(made: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:

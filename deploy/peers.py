@@ -139,22 +139,23 @@ def chosen(names: Iterable[str] | None) -> list[str]:
 
 
 def start(
-    names: Iterable[str], path: str | Path, int8: Path | str, threads: int, shape: Sequence[int]
+    names: Iterable[str], path: Path | str, int8: Path | str, threads: int, shape: Sequence[int]
 ) -> tuple[dict[str, Run], dict[str, dict]]:
     """The peers that can run the network, and what is known of each: {"dtype"}, or {"absent": why}.
 
     Args:
-        path: the ONNX file in float32.
+        path: the ONNX file in float32; or, as text, why there is none.
         int8: the same network with QuantizeLinear and DequantizeLinear; or, as text, why there is none.
         shape: of the pictures.
     """
     runners, facts = {}, {}
     for name in names:
         peer = PEERS[name]
+        file = int8 if peer.dtype == "int8" else path
         try:
-            if peer.dtype == "int8" and isinstance(int8, str):
-                raise ValueError(int8)
-            runners[name], used = peer.start(int8 if peer.dtype == "int8" else Path(path), threads, shape)
+            if isinstance(file, str):
+                raise ValueError(file)
+            runners[name], used = peer.start(file, threads, shape)
             facts[name] = {"dtype": "int8" if peer.dtype == "int8" else used}
         except ValueError as problem:
             facts[name] = {"absent": str(problem)}

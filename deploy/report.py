@@ -26,11 +26,23 @@ def better(latency: dict, layers: list[dict]) -> str:
     return "tvm_dense" if slower and any(layer["sparse"] for layer in layers) else "tvm_sparse"
 
 
-def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
+def choose(rows: list[dict], max_loss: float) -> dict:
+    """The fastest of `rows`, the libraries in several types, that loses at most `max_loss` points of the first's top-1.
+
+    Each row has its dtype, latency_ms, which of its two libraries is the better one (saved), and top1 where there are
+    several rows.
+    """
+    first = rows[0]
+    able = [row for row in rows if row is first or first["top1"] - row["top1"] <= max_loss]
+    return min(able, key=lambda row: row["latency_ms"][row["saved"]]["median"])
+
+
+def describe(info: dict, found: dict, runs: int) -> dict:
     """`info` and what was proven and measured: the contents of deploy.json.
 
-    found: measured_on (None: nowhere), proven_by, max_relative_error, top1_agreement, latency_ms of the runtimes timed,
-    what is known of the peers, which library is saved, and, of pictures whose class is known, validation.
+    found: measured_on (None: nowhere), tolerance, proven_by, max_relative_error, top1_agreement, rounding_steps,
+    latency_ms of the runtimes timed, what is known of the peers, which library is saved and, of pictures whose class is
+    known, validation; of --dtype auto, what every type gave.
     """
     latency, speedup = found["latency_ms"], {}
     for key, (rival, _) in RIVALS.items():
@@ -38,7 +50,6 @@ def describe(info: dict, tolerance: float, found: dict, runs: int) -> dict:
             speedup[key] = round(latency[rival]["median"] / latency["tvm_sparse"]["median"], 3)
     return {
         **{key: value for key, value in info.items() if key != "layers"},  # they are long, and come behind the figures
-        "tolerance": tolerance,
         **found,
         "validation": found.get("validation"),
         "runs": runs if latency else 0,
@@ -62,21 +73,62 @@ def verdict(info: dict) -> str:
     sparse = sum(layer["sparse"] for layer in info["layers"])
     if info["saved"] == "tvm_dense":
         return (
-            f"The sparse library was SLOWER than its dense twin ({ratio:.2f}x), so THE DENSE ONE IS SAVED; --tune can"
-            " find layers that gain."
+            f"The sparse {info['dtype']} library was SLOWER than its dense twin ({ratio:.2f}x), so THE DENSE ONE IS"
+            " SAVED; --tune can find layers that gain."
         )
     if not sparse:
-        return "No layer is compiled sparse: the library is the dense one."
+        return f"No layer is compiled sparse: the {info['dtype']} library is the dense one."
     if ratio < NOISE:
-        return f"The sparse library is as fast as its dense twin ({ratio:.2f}x)."
-    return f"{sparse} of {len(info['layers'])} layers are sparse; {ratio:.2f}x as fast as the dense twin."
+        return f"The sparse {info['dtype']} library is as fast as its dense twin ({ratio:.2f}x)."
+    layers = f"{sparse} of {len(info['layers'])} layers are sparse"
+    return f"{layers}; {ratio:.2f}x as fast as the dense twin in {info['dtype']}."
 
 
 def proof(info: dict) -> str:
-    return (
-        f"equal to {info['proven_by']}: largest relative error {info['max_relative_error']:.1e} (tolerance"
-        f" {info['tolerance']:.0e}), same first class on {info['top1_agreement']:.1%} of the pictures"
+    """What a library was compared with, and how far it is from it."""
+    other = info["proven_by"] + (" on the quantised file" if info["quantised"] else "")
+    equal = f"equal to {other}" + (f" within the roundings of {info['dtype']}" if info["dtype"] != "float32" else "")
+    told = (
+        f"{equal}: largest relative error {info['max_relative_error']:.1e} (tolerance {info['tolerance']:.1e}), same"
+        f" first class on {info['top1_agreement']:.1%} of the pictures"
     )
+    if steps := info["rounding_steps"]:
+        told += (
+            f"; {steps['differ']} of {steps['values']} outputs differ, by {steps['largest']} rounding step(s) at most"
+        )
+    return told
+
+
+def type_of(info: dict, runtime: str) -> str:
+    """The type that a library or a peer computes in."""
+    return info["peers"][runtime]["dtype"] if runtime in info["peers"] else info["dtype"]
+
+
+def types_title(info: dict) -> str:
+    return f"What each type gives, where {info['max_loss']:g} points of float32's top-1 may be lost"
+
+
+def types_table(info: dict) -> list[list[str]]:
+    """What every type of --dtype auto gave: milliseconds of its two libraries, error, top-1, and what became of it."""
+    rows = [["type", "dense, ms", "sparse, ms", "relative error", "top-1", "loss", ""]]
+    for row in info["types"]:
+        if "absent" in row:
+            rows.append([row["dtype"], "", "", "", "", "", row["absent"]])
+            continue
+        loss = info["types"][0]["top1"] - row["top1"]
+        told = f"loses more than {info['max_loss']:g}" if loss > info["max_loss"] else ""
+        if row["dtype"] == info["dtype"]:
+            told = f"saved, {'sparse' if any(layer['sparse'] for layer in info['layers']) else 'dense'}"
+        times = [f"{row['latency_ms'][name]['median']:.3f}" for name in ("tvm_dense", "tvm_sparse")]
+        error = f"{row['max_relative_error']:.1e}"
+        rows.append([row["dtype"], *times, error, f"{row['top1']:.2f} %", f"{loss:+.2f}", told])
+    return rows
+
+
+def table(head: list[str], *rows: list[str]) -> list[str]:
+    """Lines of Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return [first, "|" + "---|" * len(head), *others]
 
 
 def measured(info: dict) -> list[str]:
@@ -91,9 +143,13 @@ def measured(info: dict) -> list[str]:
     lines = [
         f"The library is {proof(info)}.",
         "",
-        "| runtime | median ms | p10 ms |",
-        "|---|---|---|",
-        *(f"| {TITLES[name]} | {t['median']:.3f} | {t['p10']:.3f} |" for name, t in info["latency_ms"].items()),
+        *table(
+            ["runtime", "type", "median ms", "p10 ms"],
+            *(
+                [TITLES[name], type_of(info, name), f"{t['median']:.3f}", f"{t['p10']:.3f}"]
+                for name, t in info["latency_ms"].items()
+            ),
+        ),
         "",
         f"Speed-up of the sparse library: {', '.join(ratios)} (ratios of medians).",
         "",
@@ -118,9 +174,13 @@ def validated(info: dict) -> list[str]:
         "",
         f"Top-1 on the {found['pictures']} validation pictures of `{found['data']}`:",
         "",
-        "| runtime | top-1 | same class as the library |",
-        "|---|---|---|",
-        *(f"| {TITLES[name]} | {top1:.2f} % | {agreement.get(name, '')} |" for name, top1 in found["top1"].items()),
+        *table(
+            ["runtime", "type", "top-1", "same class as the library"],
+            *(
+                [TITLES[name], type_of(info, name), f"{top1:.2f} %", agreement.get(name, "")]
+                for name, top1 in found["top1"].items()
+            ),
+        ),
     ]
 
 
@@ -134,8 +194,22 @@ def profile_table(found: dict) -> list[str]:
             f"| {row['kernel']} | {row['ms']:.4f} | {row['ms'] / total:.1%} | {rate} | {row['bytes'] / 1e6:.3f} |"
             f" {', '.join(row.get('layers', []))} |"
         )
-    told = "GFLOP/s count multiply-adds with kept weights; the peak is that of multiply-adds in registers"
+    told = "GFLOP/s count multiply-adds with kept weights; the peak is that of float32 multiply-adds in registers"
     return [*lines, "", f"{total:.4f} ms in kernels. {told}: {peak} GFLOP/s."]
+
+
+def quantiser(facts: dict) -> str:
+    """A line on where the int8 file comes from."""
+    made = facts["made"]
+    if made is None:
+        return f"The file is quantised: `{facts['onnx']}`."
+    more = "" if made["quantizer"] != "onnxruntime" else f", {made['method']}"
+    scale = "layer" if made["per_tensor"] else "channel"
+    kept = f"; in float32: {', '.join(made['keep_float'])}" if made["keep_float"] else ""
+    return (
+        f"`{facts['onnx']}` was made by {made['quantizer']}{more}, with one scale a {scale} for weights, on"
+        f" {made['pictures']} training pictures{kept}."
+    )
 
 
 def markdown(info: dict) -> str:
@@ -145,10 +219,13 @@ def markdown(info: dict) -> str:
         f"# {Path(info['onnx']).name}, compiled",
         "",
         verdict(info),
+        *(["", types_title(info), "", *table(*types_table(info))] if "types" in info else []),
+        *([""] if "types" in info and info["measured_on"] else []),
         *(measured(info) if info["measured_on"] else []),
         *(validated(info) if info["validation"] else []),
         "",
-        f"Input {info['input']['shape']}, target `{info['target']}`. Kernels chosen {how}.",
+        f"Input {info['input']['shape']}, target `{info['target']}`, {info['dtype']}. Kernels chosen {how}.",
+        *([quantiser(info["quantised"])] if info["quantised"] else []),
         f"Versions: {', '.join(f'{name} {number}' for name, number in v.items())}. Date: {info['date']}.",
         "",
         f"Command: `{' '.join(info['command'])}`",
@@ -174,15 +251,21 @@ def show(info: dict) -> None:
     if info["measured_on"]:
         title = f"{Path(info['onnx']).name}, {info['threads']} thread(s), batch {info['batch']}, {info['measured_on']}"
         table = Table(title=title)
-        for column in ("runtime", "median ms", "p10 ms", "sparse is"):
-            table.add_column(column, justify="left" if column == "runtime" else "right")
+        for column in ("runtime", "type", "median ms", "p10 ms", "sparse is"):
+            table.add_column(column, justify="left" if column in ("runtime", "type") else "right")
         ours = info["latency_ms"]["tvm_sparse"]["median"]
         for name, t in info["latency_ms"].items():
             ratio = f"{t['median'] / ours:.2f}x" if name != "tvm_sparse" else ""
-            table.add_row(TITLES[name], f"{t['median']:.3f}", f"{t['p10']:.3f}", ratio)
+            table.add_row(TITLES[name], type_of(info, name), f"{t['median']:.3f}", f"{t['p10']:.3f}", ratio)
         console.print(table)
         console.print(proof(info))
     if info["validation"]:
         told = [f"{TITLES[name]}: {top1:.2f} %" for name, top1 in info["validation"]["top1"].items()]
         console.print(f"top-1 on {info['validation']['pictures']} validation pictures: {'; '.join(told)}")
+    if "types" in info:
+        head, *rows = types_table(info)
+        table = Table(*head, title=types_title(info))
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(verdict(info))

@@ -1,6 +1,6 @@
 """Which processor to compile for, and what the choice of kernels must know of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .runtime import processor
 
@@ -51,6 +51,9 @@ DOT_PRODUCTS = {
     "dotprod": ("int8", 4), "i8mm": ("int8", 8), "bf16": ("bfloat16", 2),
 }  # fmt: skip
 
+# Features of which kernels for a type need one.
+DTYPES = {"float32": frozenset(), "bfloat16": frozenset({"avx512bf16"}), "int8": frozenset({"avx512vnni"})}
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -64,6 +67,7 @@ class Machine:
     core: Core = Core()
     known: bool = True  # False: no row fits this computer, so `core` is the usual one until it is measured
     threads: int = 1  # that share the work
+    dtype: str = "float32"  # of maps in NCHWc: float32, bfloat16, or int8 (those that a quantised file has rounded)
 
     @property
     def requires(self) -> dict:
@@ -74,6 +78,29 @@ class Machine:
     def dot_products(self) -> dict[str, tuple[str, int]]:
         """The rows of DOT_PRODUCTS that it has."""
         return {feature: facts for feature, facts in DOT_PRODUCTS.items() if feature in self.features}
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value of a map in NCHWc."""
+        return {"float32": 4, "bfloat16": 2, "int8": 1}[self.dtype]
+
+    def block(self, channels: int, itemsize: int) -> int:
+        """Channels of a block of an NCHWc map of values of `itemsize` bytes; 1 for pictures that are read one by one.
+
+        A register full, or fewer where a map has fewer channels, but enough to fill 32 bits.
+        """
+        if itemsize == 4:
+            return self.lanes if channels >= self.lanes else 1
+        return min(4 * self.lanes // itemsize, max(4 // itemsize, 1 << (channels - 1).bit_length()))
+
+    def with_dtype(self, dtype: str) -> "Machine":
+        """This machine for maps of `dtype`. ValueError if it has no instructions for them."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: {' or '.join(DTYPES)}")
+        if dtype != "float32" and not self.features & DTYPES[dtype]:
+            needed = ", ".join(sorted(DTYPES[dtype]))
+            raise ValueError(f"dtype {dtype}: {self.name} has none of {needed}, by which kernels multiply it")
+        return replace(self, dtype=dtype)
 
     @property
     def accumulators(self) -> int:

@@ -142,7 +142,7 @@ def test_every_convolution_kernel_equals_the_oracle(case):
             return []
         kernel, *tiling = every[case["candidate"] % len(every)]
         cycles = 0 if kernel.nchwc == case["nchwc"] else 1e9
-        return [family.Schedule(kernel, case["sparse"], *tiling, pattern.density, cycles)]
+        return [family.Schedule(kernel, case["sparse"], *tiling, pattern.density, cycles=cycles)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost.CostModel, "compared", compared)
@@ -398,7 +398,8 @@ def test_packing_keeps_every_weight_once():
     node = graph.Conv("conv", ["x"], "y", weight=weight, bias=np.zeros(10))
     pattern = blocks.Pattern(4, blocks.keep_blocks(weight, 4))
     schedule = family.Schedule(NCHWPixelConv, sparse=True, group=4, tile=1, unroll=2)
-    _, (kept, offset, pointer, _) = product.pack(node, pattern, schedule, np.arange(13 * 9))
+    columns = product.columns_of(node, pattern, schedule, np.arange(13 * 9))
+    _, (kept, offset, pointer, _) = product.pack(node, schedule, columns)
     back = np.zeros((12, 13 * 9), np.float32)
     for g in range(3):
         for step in range(pointer[g] * 2, pointer[g + 1] * 2):
@@ -690,7 +691,9 @@ def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
         (["--onnx_path", str(open_size)], "--image_size fixes"),
         (["--onnx_path", good, "--bsr", "8"], "--bsr 8"),
         (["--onnx_path", good, "--peers", "tflite"], "--peers tflite: from onnxruntime_dense, "),
-        (["--onnx_path", good, "--dtype", "int8"], "--dtype int8: one of float32, bfloat16"),
+        (["--onnx_path", good, "--dtype", "int4"], "--dtype"),
+        (["--onnx_path", good, "--dtype", "int8"], "is not quantised, and --data is missing"),
+        (["--onnx_path", good, "--dtype", "auto"], "--dtype auto: --data is missing"),
         (["--onnx_path", good, "--data", str(tmp_path)], "--data: pictures are cut to squares of three channels"),
         (["--onnx_path", three, "--data", str(tmp_path)], "--mean is missing"),
         (["--onnx_path", three, "--data", str(tmp_path), "--mean", "1", "--std", "1"], "--mean 1.0: must be three"),

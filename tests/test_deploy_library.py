@@ -27,7 +27,7 @@ import model_tune
 from deploy import targets
 from deploy.onnx import passes, reader
 from deploy.runtime import folder as format
-from deploy.runtime import remote
+from deploy.runtime import processor, remote
 from deploy.tuning import clock, measure
 
 
@@ -55,6 +55,15 @@ def test_weights_are_stored_once_and_aligned(tmp_path):
     assert not any(part in code for part in large)
 
 
+def is_of(library, images: np.ndarray, printed: str) -> None:
+    """The example prints the five best classes of every picture, and their logits."""
+    printed = np.array([line.split() for line in printed.splitlines()], np.float64).reshape(len(images), 5, 2)
+    for picture, rows in zip(images, printed, strict=True):
+        logits = library.run(picture[None])[0]
+        assert rows[:, 0].tolist() == np.argsort(-logits)[:5].tolist()
+        np.testing.assert_allclose(rows[:, 1], np.sort(logits)[::-1][:5], rtol=1e-4)
+
+
 def test_the_example_in_cpp_prints_the_best_classes(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("needs g++")
@@ -66,11 +75,13 @@ def test_the_example_in_cpp_prints_the_best_classes(tmp_path):
     head = example.read_text().split("\n\n")[1].replace("main.cc", str(example)).replace("python", sys.executable, 1)
     ran = subprocess.run(["bash", "-ec", head], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    printed = np.array([line.split() for line in ran.stdout.splitlines()], np.float64).reshape(3, 5, 2)
-    for picture, rows in zip(images, printed, strict=True):
-        logits = made.run(picture[None])[0]
-        assert rows[:, 0].tolist() == np.argsort(-logits).tolist()
-        np.testing.assert_allclose(rows[:, 1], np.sort(logits)[::-1], rtol=1e-4)
+    is_of(made, images, ran.stdout)
+    if "avx512bf16" in (processor.features() or ()):
+        narrow = deploy.compile_onnx(tmp_path / "m.onnx", threads=1, dtype="bfloat16")
+        narrow.save(tmp_path / "narrow")
+        command = ["./classify", "narrow", "job/inputs.npy"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        is_of(narrow, images, ran.stdout)
     path = tmp_path / "job" / "deploy" / "deploy.json"
     info = json.loads(path.read_text())
     (kind, start, end), *rest = info["weights"]
@@ -575,11 +586,14 @@ def server(tmp_path_factory):
         yield address
 
 
-def test_a_library_is_proven_and_timed_on_another_computer(tmp_path, server):
-    assert tune(small_file(tmp_path / "m.onnx"), "--rpc", server) == 0
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_library_is_proven_and_timed_on_another_computer(tmp_path, server, dtype):
+    if targets.DTYPES[dtype] - (processor.features() or frozenset()):
+        pytest.skip(f"this processor does not multiply {dtype}")
+    assert tune(small_file(tmp_path / "m.onnx"), "--rpc", server, "--dtype", dtype) == 0
     info, text = written(tmp_path / "deploy")
-    assert info["measured_on"] == server
-    assert info["max_relative_error"] < 1e-5
+    assert (info["measured_on"], info["dtype"]) == (server, dtype)
+    assert info["max_relative_error"] < {"float32": 1e-5, "bfloat16": 4 / 256}[dtype]
     assert set(info["latency_ms"]) == {"tvm_dense", "tvm_sparse"}
     assert set(info["speedup"]) == {"vs_tvm_dense"}
     assert f"Measured on {server}, by its own clock" in text

@@ -180,6 +180,21 @@ def test_sums_and_products_with_itself_and_with_numbers(tmp_path):
     agrees(onnx_file(tmp_path / "m.onnx", nodes, constants(two=np.float32(2), **W), SHAPE, rank=4))
 
 
+@pytest.mark.parametrize("first", ["Mul", "Conv"])
+def test_what_one_node_reads_twice_is_kept(tmp_path, first):
+    """A scale, or a depthwise convolution, was moved into the node behind it, which then lacked its other operand."""
+    rng = np.random.default_rng(0)
+    values = {"k": rng.standard_normal((6, 1, 3, 3)).astype(np.float32), **W, **constants(two=np.float32(2))}
+    nodes = {
+        "Mul": [n("Mul", ["x", "two"], ["a"]), n("Add", ["a", "a"], ["y"])],
+        "Conv": [
+            n("Conv", ["x", "k"], ["a"], group=6, pads=[1, 1, 1, 1]), n("Conv", ["a", "w"], ["b"]),
+            n("Add", ["b", "a"], ["y"]),
+        ],
+    }  # fmt: skip
+    agrees(onnx_file(tmp_path / "m.onnx", nodes[first], values, SHAPE, rank=4))
+
+
 def test_sparse_initialisers_are_weights(tmp_path):
     """The standard's own way to store a pruned weight, with linear places and with one column an axis."""
     kept = np.flatnonzero(np.arange(36) % 3)

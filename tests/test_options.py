@@ -53,7 +53,7 @@ OWN = {
 }
 TUNE = """--onnx_path --bsr --bsc --sparsity --threads --batch --image_size --target --images --tune --rpc --key --runs
 --tolerance --out --dump_dir --profile --dtype --data --mean --std --resize --calibration --quantizer --quantise_method
---keep_float --per_tensor --peers"""
+--keep_float --per_tensor --peers --max_loss"""
 
 
 def switched_on(cls: type) -> set[str]:

@@ -128,7 +128,9 @@ def test_a_compiled_library_is_as_right_as_the_network_it_was_made_from(pruned: 
     assert validation["agreement"]["onnxruntime_dense"] == 100
     assert abs(top1["onnxruntime_int8"] - right) <= 1
     assert 95 < validation["agreement"]["onnxruntime_int8"] <= 100
-    assert f"| ONNX Runtime, dense | {right:.2f} % | 100.00 % |" in (tmp_path / "out" / "deploy.md").read_text()
+    assert (
+        f"| ONNX Runtime, dense | float32 | {right:.2f} % | 100.00 % |" in (tmp_path / "out" / "deploy.md").read_text()
+    )
     assert "top-1 on 364 validation pictures" in capsys.readouterr().out
     assert (tmp_path / "out" / "int8.onnx").is_file()
 

@@ -132,6 +132,12 @@ def test_report_tells_accuracy_costs_and_latency(tmp_path):
     text = (tmp_path / "summary.md").read_text()
     assert "| latency, TVM, block-sparse | 1.000 ms | 2.00 x (1 thread, batch 1) |" in text
     assert "**Not reached:** --pr_target 0.5: 0 % of the weights are gone." in text
+    narrow = json.dumps(deployed() | {"dtype": "int8", "quantised": {"made": None}})
+    (tmp_path / "deploy" / "deploy.json").write_text(narrow)
+    report.write(tmp_path, report.screen())
+    text = (tmp_path / "summary.md").read_text()
+    assert "| latency, TVM in int8, block-sparse | 1.000 ms |" in text  # not to be taken for float32
+    assert "largest relative difference of outputs to the quantised network's" in text
     assert (tmp_path / "summary.png").read_bytes()[:4] == b"\x89PNG"
 
 

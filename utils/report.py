@@ -102,12 +102,20 @@ def overview(summary: dict, latency: dict | None) -> Rows:
     if latency:
         dense = latency["latency_ms"]["onnxruntime_dense"]["median"]
         threads = f"{latency['threads']} thread{'s' * (latency['threads'] > 1)}, batch {latency['batch']}"
-        for runtime, label in RUNTIMES.items():
+        for runtime, label in runtimes(latency).items():
             median = latency["latency_ms"][runtime]["median"]
             rows.append([f"latency, {label}", f"{median:.3f} ms", f"{dense / median:.2f} x ({threads})"])
         error = latency["max_relative_error"]
-        rows.append(["library against the network", f"{error:.1e}", "largest relative difference of outputs"])
+        other = " to the quantised network's" if latency.get("quantised") else ""
+        rows.append(["library against the network", f"{error:.1e}", f"largest relative difference of outputs{other}"])
     return rows
+
+
+def runtimes(latency: dict) -> dict[str, str]:
+    """RUNTIMES, with the type of the library where it is another one than ONNX Runtime's."""
+    dtype = latency.get("dtype", "float32")
+    named = {name: label.replace("TVM", f"TVM in {dtype}") for name, label in RUNTIMES.items()}
+    return RUNTIMES if dtype == "float32" else named
 
 
 def layer_rows(summary: dict) -> Rows:
@@ -175,7 +183,7 @@ def draw(summary: dict, latency: dict | None, path: Path) -> None:
     side = figure.add_subplot(grid[0, 1])
     if latency:
         medians = [latency["latency_ms"][runtime]["median"] for runtime in RUNTIMES]
-        bars = side.barh(list(RUNTIMES.values()), medians, color=[grey, grey, orange], height=0.6)
+        bars = side.barh(list(runtimes(latency).values()), medians, color=[grey, grey, orange], height=0.6)
         side.bar_label(bars, fmt="%.3f", padding=3)
         side.set(title="latency of one batch", xlabel=f"ms, median, {latency['threads']} thread(s)")
         side.set_xlim(0, 1.2 * max(medians))

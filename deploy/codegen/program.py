@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
+from ml_dtypes import bfloat16
 from tvm import relax
 
 from ..kernels.family import Expansion, Kernel, Schedule
+from ..kernels.instructions import stored
 from ..kernels.reorder import Reorder
 from ..onnx.blocks import Pattern
 from ..onnx.geometry import Layout, nchw
-from ..onnx.graph import Conv, Graph, Node, View
+from ..onnx.graph import Conv, Graph, Grid, Node, View
 from ..plan.layout import Plan
 from ..targets import Machine
 
@@ -43,14 +45,26 @@ class Program:
             return self.made[tensor]
         _, channels, rows, columns = nchw(self.graph.shapes[tensor])
         if tensor in self.plan.nchwc and rows * columns > 1:
-            return Layout(channels, rows, columns, self.machine.lanes, self.plan.halos.get(tensor, 0))
+            number = self.number(self.graph.grid(tensor))
+            return self.nchwc(channels, rows, columns, number, self.plan.halos.get(tensor, 0))
         return Layout(channels, rows, columns)
 
-    def fetch(self, tensor: str, block: int = 1, halo: int = 0) -> tuple[relax.Expr, Layout]:
+    def number(self, grid: Grid | None) -> str | Grid:
+        if self.machine.dtype == "int8":
+            return grid or "float32"
+        return self.machine.dtype
+
+    def nchwc(self, channels: int, rows: int, columns: int, number: str | Grid, halo: int = 0) -> Layout:
+        block = self.machine.block(channels, np.dtype(stored(number)).itemsize)
+        return Layout(channels, rows, columns, block, halo, number)
+
+    def fetch(self, tensor: str, nchwc: bool = False, halo: int = 0) -> tuple[relax.Expr, Layout]:
         have = self.made[tensor]
-        if have.block == block and (have.halo == halo or (block > 1 and have.halo > halo)):
+        want = Layout(*have.shape, halo=halo)
+        if nchwc:
+            want = self.nchwc(*have.shape, self.number(self.graph.grid(tensor)), halo)
+        if have.block == want.block and (have.halo == halo or (have.block > 1 and have.halo > halo)):
             return self.values[tensor, have], have
-        want = Layout(have.channels, have.rows, have.columns, block, halo)
         if (tensor, want) not in self.values:
             batch = self.graph.shapes[tensor][0]
             reorder = Reorder(batch, have, want)
@@ -64,7 +78,7 @@ class Program:
         function = self.functions[kernel]
         self.layers += [self._row(node, function.name_hint) for node in layers]
         arguments = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        kind = relax.TensorType((int(length),), kernel.types.output)
+        kind = relax.TensorType((int(length),), stored(kernel.made))
         return self.builder.emit(relax.call_tir(function, arguments, out_ty=kind))
 
     def _row(self, node: Conv, function: str) -> dict:
@@ -101,7 +115,12 @@ class Program:
 
         def array(kind, value=None):
             shape = [int(size) for size in kind.shape]
-            return value.numpy() if value else random.standard_normal(shape).astype(str(kind.dtype))
+            if value:
+                return value.numpy()
+            numbers, dtype = random.standard_normal(shape), str(kind.dtype)
+            if dtype == "uint8":
+                return random.integers(0, 256, shape, np.uint8)
+            return numbers.astype(bfloat16).view(dtype) if dtype == "uint16" else numbers.astype(dtype)
 
         for binding in (binding for block in self.module["main"].body.blocks for binding in block.bindings):
             call = binding.value

@@ -1,23 +1,52 @@
 """What a kernel does with its sums before it stores them: add a residual, apply the activation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T
 
-from ..onnx.graph import Activation
+from ..onnx.geometry import Layout
+from ..onnx.graph import Activation, Conv, Grid, Node
 from .emit import load, splat, store
+from .instructions import Narrow, rounded
 
 
 @dataclass(frozen=True)
 class Epilogue:
     activation: Activation = None
     residual: bool = False  # another map of the output's shape is added first
+    grid: Grid | None = None  # what is stored is rounded to it
+    before: Grid | None = None  # to which the value is rounded before the other map is added
+
+    @classmethod
+    def of(cls, node: Node) -> "Epilogue":
+        return cls(node.activation, isinstance(node, Conv) and len(node.inputs) > 1, node.grid, _before(node))
 
     def store(self, y, at, value, lanes: int, residual=None, residual_at=None) -> None:
         """y[at] = activation(value + residual[residual_at]), a vector; the residual lies like y if not said."""
+        value = rounded(value, self.before, lanes)
         if self.residual:
             value = value + load(residual, at if residual_at is None else residual_at, lanes)
-        store(y, at, activate(value, self.activation, lanes), lanes)
+        store(y, at, self.end(value, y, lanes), lanes)
+
+    def end(self, value, y, lanes: int):
+        """What y shall hold for a value, as float32."""
+        value = activate(value, self.activation, lanes)
+        return value if isinstance(y, Narrow) and y.dtype == self.grid else rounded(value, self.grid, lanes)
+
+
+def in_steps(node: Node, y: Layout) -> tuple[Layout, Epilogue, float]:
+    """How a kernel whose sums count steps of y's grid stores a node's output: (y, epilogue, length of a step).
+
+    So scales are in the constants, and layers that differ in nothing else share their code.
+    """
+    if not isinstance(y.dtype, Grid) or node.activation is not None or (isinstance(node, Conv) and node.inputs[1:]):
+        return y, Epilogue.of(node), 1.0
+    steps = replace(y.dtype, scale=1.0)
+    return replace(y, dtype=steps), Epilogue(grid=steps), y.dtype.scale
+
+
+def _before(node: Node) -> Grid | None:
+    return node.before if isinstance(node, Conv) else None
 
 
 def activate(value, activation: Activation, lanes: int):

@@ -17,18 +17,8 @@ from tvm import relax
 
 from ..onnx.blocks import Pattern, matrix
 from ..onnx.geometry import Layout, Polyphase, nchw
-from ..onnx.graph import Conv, Graph, Node
+from ..onnx.graph import Conv, Graph, Grid, Node
 from ..targets import Machine
-
-
-@dataclass(frozen=True)
-class Types:
-    """The types of a family's numbers."""
-
-    input: str = "float32"
-    weight: str = "float32"
-    accumulator: str = "float32"
-    output: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,8 @@ class Schedule:
     group: int = 0  # output channels computed together
     tile: int = 0  # the most that a tile holds: vectors of pixels in NCHW, pixels in NCHWc
     unroll: int = 1  # columns of the weight matrix a step, each with sums of its own
-    density: float = 1.0  # kept blocks / all blocks
+    density: float = 1.0  # kept columns / all columns
+    gather: bool = False  # of pairs of channels, of which it is kept one, the kept ones are put side by side
     cycles: float = 0.0  # of an image on one thread, counted by the family's rule
 
     @property
@@ -65,6 +56,19 @@ class Workload:
         """(rows, columns) of a convolution's weights as a matrix."""
         return matrix(self.node.weight).shape
 
+    def dot(self, machine: Machine) -> int:
+        """As dot_of."""
+        return dot_of(self.graph, self.node, machine)
+
+    def itemsize(self, machine: Machine) -> int:
+        """Bytes of a value of what the node multiplies, where it lies in NCHWc."""
+        return 4 // self.dot(machine)
+
+    def columns(self, dot: int) -> int:
+        """Columns of that matrix, if `dot` neighbouring channels make one."""
+        channels, *taps = self.node.weight.shape[1:]
+        return -(-channels // dot) * taps[0] * taps[1]
+
     @property
     def pixels(self) -> int:
         """Pixels of an output map."""
@@ -75,7 +79,16 @@ class Workload:
         """Whether the activation that makes the node's input keeps it at zero or above."""
         maker = next((node for node in self.graph.nodes if node.output == self.node.inputs[0]), None)
         clip = maker.activation if maker else None
-        return bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
+        clipped = bool(clip) and clip[0] == "clip" and clip[1] is not None and clip[1] >= 0
+        return clipped or bool(maker and maker.grid and maker.grid.zero == 0)
+
+
+def dot_of(graph: Graph, node: Conv, machine: Machine) -> int:
+    """How many neighbouring channels of an NCHWc map a multiply-add of this convolution sums up."""
+    if machine.dtype == "int8":
+        grid = node.depthwise.grid if node.depthwise else graph.grid(node.inputs[0])
+        return 4 if grid and node.scale is not None else 1
+    return 2 if machine.dtype == "bfloat16" else 1
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,14 @@ class Caller(Protocol):
     def layout(self, tensor: str) -> Layout:
         """How `tensor` is made, or is to be made."""
 
-    def fetch(self, tensor: str, block: int = 1, halo: int = 0) -> tuple[relax.Expr, Layout]:
-        """A made tensor in blocks of `block` channels with a halo of at least `halo`, reordered where needed."""
+    def number(self, grid: Grid | None) -> str | Grid:
+        """What an NCHWc map holds whose values are on this grid, or on none."""
+
+    def nchwc(self, channels: int, rows: int, columns: int, number: str | Grid, halo: int = 0) -> Layout:
+        """A layout of blocks of channels."""
+
+    def fetch(self, tensor: str, nchwc: bool = False, halo: int = 0) -> tuple[relax.Expr, Layout]:
+        """A made tensor in NCHW or NCHWc with a halo of at least `halo`, reordered where needed."""
 
     def lower(self, node: Node) -> None:
         """Add the calls that compute `node`."""
@@ -116,7 +135,11 @@ class Kernel(ABC):
     derived from this class directly."""
 
     name: ClassVar[str]  # of its functions, in the file of --tune and in deploy.json
-    types: ClassVar[Types] = Types()
+
+    @property
+    def made(self) -> str:
+        """The type of what it makes: that of its output's layout, if it has one."""
+        return self.y.dtype if isinstance(getattr(self, "y", None), Layout) else "float32"
 
     @abstractmethod
     def emit(self, machine: Machine) -> tvm.tirx.PrimFunc:
@@ -167,6 +190,11 @@ class ConvFamily(Family):
     node = Conv
 
     @classmethod
+    def dot(cls, work: Workload, machine: Machine) -> int:
+        """How many neighbouring channels are a column of the node's weights."""
+        return 1
+
+    @classmethod
     @abstractmethod
     def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
         """How many rows to compute together where all share their columns."""
@@ -182,7 +210,7 @@ class ConvFamily(Family):
         if pattern is not None and pattern.density < 1.0:
             block = pattern.block
             divisors = [g for g in (1, 2, 4, 8, 16, 32) if block % g == 0 and (g == block or g >= 4)]
-            kinds.append((True, divisors, pattern.density))
+            kinds.append((True, divisors, pattern.density_of(work.node.weight.shape[1], cls.dot(work, machine))))
         for sparse, groups, density in kinds:
             for group, tile, unroll in cls.tilings(work, machine, groups):
                 schedule = Schedule(cls, sparse, group, tile, unroll, density)

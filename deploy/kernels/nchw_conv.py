@@ -13,8 +13,9 @@ from ..targets import Machine
 from .emit import tasks, when
 from .epilogue import Epilogue
 from .family import Caller, ConvFamily, Schedule, Workload
+from .instructions import stored
 from .polyphase import PolyphaseSplit
-from .product import Product, pack
+from .product import Product, columns_of, pack
 from .tiles import Band
 
 
@@ -31,6 +32,11 @@ class NCHWConv(ConvFamily):
     cycles_in_all: int  # about what it takes on one thread
 
     @classmethod
+    def stored(cls, machine: Machine) -> str:
+        """The type in which its weights are stored."""
+        return "float32"
+
+    @classmethod
     def dense_groups(cls, work: Workload, machine: Machine) -> list[int]:
         rows = work.weight_shape[0]
         return [g for g in (4, 8, 12, 16, 32, 64) if g < rows + 4] or [rows]
@@ -39,7 +45,7 @@ class NCHWConv(ConvFamily):
     def weight_cycles(cls, work: Workload, schedule: Schedule, m: Machine) -> float:
         """To fetch the weights and the offset of a column."""
         rows, columns = work.weight_shape
-        each = 4 * (schedule.group + schedule.sparse)
+        each = np.dtype(stored(cls.stored(m))).itemsize * schedule.group + 4 * schedule.sparse
         near = -(-rows // schedule.group) * columns * schedule.density * each < m.core.l2_bytes // 2
         return each / (m.core.l2_rate if near else m.core.l3_rate)
 
@@ -68,11 +74,12 @@ class NCHWConv(ConvFamily):
             x = program.call(split, [x], split.total)
             each, total, width = polyphase.size, split.total, polyphase.width
         offsets = (np.arange(channels)[:, None] * each + np.array(polyphase.offsets)).reshape(-1)
-        product, packed = pack(node, program.pattern(node), schedule, offsets)
+        columns = columns_of(node, program.pattern(node), schedule, offsets)
+        product, packed = pack(node, schedule, columns, cls.stored(program.machine))
         bands = cls.bands_of(polyphase, width, schedule, program.machine)
         kernel = cls(
             batch, product, channels * each, total, polyphase.out_rows * polyphase.out_columns, bands,
-            packed[0].nbytes > 4 * channels * each, Epilogue(node.activation, len(node.inputs) > 1),
+            packed[0].nbytes > 4 * channels * each, Epilogue.of(node),
             round(batch * schedule.cycles),
         )  # fmt: skip
         residual = [program.fetch(name)[0] for name in node.inputs[1:]]

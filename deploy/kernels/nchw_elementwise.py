@@ -37,7 +37,7 @@ class NCHWAffine(Family):
             else:
                 operands.append(None if value is None else channels)
                 arguments += [] if value is None else [value.astype(np.float32)]
-        kernel = cls(batch * channels, rows * columns, *operands, Epilogue(node.activation))
+        kernel = cls(batch * channels, rows * columns, *operands, Epilogue.of(node))
         return program.call(kernel, arguments, kernel.size("whole"))
 
     def size(self, kind: str | int) -> int:
@@ -88,7 +88,7 @@ class NCHWMean(Family):
     @classmethod
     def lower(cls, node: Mean, program: Caller) -> relax.Expr:
         batch, channels, rows, columns = nchw(program.graph.shapes[node.inputs[0]])
-        kernel = cls(batch * channels, rows * columns, Epilogue(node.activation))
+        kernel = cls(batch * channels, rows * columns, Epilogue.of(node))
         return program.call(kernel, [program.fetch(node.inputs[0])[0]], batch * channels)
 
     def emit(self, machine: Machine):

@@ -72,7 +72,7 @@ class NCHWPixelConv(NCHWConv):
                         value = splat(weight[w * group_rows + r], v.lanes) * load(x, begin + v.source, v.lanes)
                         sums[u, r, v][0] = sums[u, r, v][0] + value
 
-                self.product.over_columns(machine, group, pointer, weight, column)
+                self.product.over_columns(machine, group, 0, pointer, weight, column)
                 for r in range(group_rows):
                     with self.if_there(r, group):
                         for vector in band.vectors:

@@ -27,6 +27,11 @@ class NCHWRowConv(NCHWConv):
     tiles_text = "NCHW, {0.group} rows x all pixels"
 
     @classmethod
+    def stored(cls, machine: Machine) -> str:
+        # A classifier is bound by the memory that its weights come from.
+        return "bfloat16" if machine.dtype == "bfloat16" else "float32"
+
+    @classmethod
     def fits(cls, work: Workload, machine: Machine) -> bool:
         return not work.polyphase.needed and work.pixels < machine.lanes
 
@@ -81,7 +86,7 @@ class NCHWRowConv(NCHWConv):
                         value = repeated(weight, w * p.group + row) * some
                         sums[at(u, v)] = sums[at(u, v)] + value
 
-                p.over_columns(machine, group, pointer, weight, column)
+                p.over_columns(machine, group, 0, pointer, weight, column)
                 for v, (row, pixel) in enumerate(vectors):
                     total = sums[at(0, v)]
                     for u in range(1, p.unroll):
@@ -97,4 +102,4 @@ class NCHWRowConv(NCHWConv):
 
             self.over_tasks(machine, task)
 
-        return kernel(self.buffers(), body)
+        return kernel(self.buffers(), body, machine)

@@ -66,7 +66,7 @@ class NCHWSmallDepthwise(Family):
         weights = np.stack(taps, 1)[some].transpose(0, 2, 1, 3)  # (groups, taps, together, pixels)
         biases = np.repeat(node.bias[some], after, axis=1)
         constants = (np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weights, biases))
-        kernel = cls(batch, channels, (p.rows * p.columns, after), count, tuple(reads), Epilogue(node.activation))
+        kernel = cls(batch, channels, (p.rows * p.columns, after), count, tuple(reads), Epilogue.of(node))
         return program.call(kernel, [x, firsts, *constants], batch * channels * after)
 
     def emit(self, machine: Machine):

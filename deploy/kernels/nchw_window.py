@@ -43,7 +43,7 @@ class NCHWWindow(Family):
         m, p, (x, layout) = program.machine, Polyphase.of(program.graph, node), program.fetch(node.inputs[0])
         bands = plan(p.out_rows, p.out_columns, p.width, m.lanes, m.accumulators // 3)
         batch = program.graph.shapes[node.inputs[0]][0]
-        kernel = cls(node.kind, batch, layout.channels, p, bands, Epilogue(node.activation))
+        kernel = cls(node.kind, batch, layout.channels, p, bands, Epilogue.of(node))
         arguments = [x, starts_of(bands), *cls.pack(node, program.schedule(node), m)]
         return program.call(kernel, arguments, batch * layout.channels * p.out_rows * p.out_columns)
 

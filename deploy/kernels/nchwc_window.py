@@ -7,11 +7,12 @@ from tvm import relax
 from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout, Polyphase, Taps, nchw
-from ..onnx.graph import Window
+from ..onnx.graph import Grid, Window
 from ..targets import Machine
-from .emit import Sums, by_shape, clear_halo, kernel, load, splat, tasks
-from .epilogue import Epilogue
+from .emit import Sums, by_image, by_shape, clear_halo, kernel, load, splat, tasks
+from .epilogue import Epilogue, in_steps
 from .family import Caller, Family, Schedule, Workload
+from .instructions import as_steps
 from .tiles import Strip, strips
 
 
@@ -32,13 +33,19 @@ def tap_cycles(taps: Taps, machine: Machine) -> float:
     return max(core.load_cycles, 1 / core.multiply_adds) * taps.kernel[0] * taps.kernel[1] + 2 + fetched
 
 
-def pack_depthwise(node: Window, block: int) -> list[np.ndarray]:
-    """Weights (blocks, taps, block) and biases (blocks, block), flat; channels that the last block lacks are zero."""
-    channels = len(node.weight)
-    extra = -channels % block
-    weight = np.pad(node.weight.reshape(channels, -1), ((0, extra), (0, 0)))
-    weight = weight.reshape(-1, block, weight.shape[1]).transpose(0, 2, 1)
-    return [np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weight, np.pad(node.bias, (0, extra)))]
+def pack_depthwise(node: Window, lanes: int, dtype: str | Grid, unit: float = 1.0) -> list[np.ndarray]:
+    """Weights (runs, taps, lanes) and biases (runs, lanes), flat; channels that the last run lacks are zero.
+
+    dtype: of the map; of one on a grid, steps are multiplied. unit: of what comes out.
+    """
+    channels, weight, bias = len(node.weight), node.weight.reshape(len(node.weight), -1) / unit, node.bias / unit
+    if isinstance(dtype, Grid):
+        weight = weight * dtype.scale
+        bias = bias - dtype.zero * weight.sum(1)
+    extra = -channels % lanes
+    weight = np.pad(weight, ((0, extra), (0, 0)))
+    weight = weight.reshape(-1, lanes, weight.shape[1]).transpose(0, 2, 1)
+    return [np.ascontiguousarray(a.reshape(-1), np.float32) for a in (weight, np.pad(bias, (0, extra)))]
 
 
 @dataclass(frozen=True)
@@ -63,57 +70,55 @@ class NCHWcWindow(Family):
         return -(-work.y[1] // machine.lanes) * work.pixels * tap_cycles(Taps.of(work.node), machine)
 
     @classmethod
-    def pack(cls, node: Window, schedule: Schedule, machine: Machine) -> list[np.ndarray]:
-        return pack_depthwise(node, machine.lanes) if node.kind == "conv" else []
-
-    @classmethod
     def lower(cls, node: Window, program: Caller) -> relax.Expr:
         m, (batch, _, rows, columns) = program.machine, nchw(program.graph.shapes[node.output])
-        x, source = program.fetch(node.inputs[0], m.lanes, Polyphase.of(program.graph, node).halo)
+        x, source = program.fetch(node.inputs[0], True, Polyphase.of(program.graph, node).halo)
         y, taps, tiles = program.layout(node.output), Taps.of(node), strips(rows, columns, m.window_sums)
         starts = [at for s in tiles for start in s.starts for at in (taps.first(source, *start), y.at(*start))]
-        kernel = cls(node.kind, batch, source, y, taps, tiles, Epilogue(node.activation))
-        arguments = [x, np.array(starts, np.int32), *cls.pack(node, program.schedule(node), m)]
-        return program.call(kernel, arguments, batch * y.size)
+        constants, epilogue = [], Epilogue.of(node)
+        if node.kind == "conv":
+            y, epilogue, unit = in_steps(node, y)
+            constants = pack_depthwise(node, m.lanes, source.dtype, unit)
+        kernel = cls(node.kind, batch, source, y, taps, tiles, epilogue)
+        return program.call(kernel, [x, np.array(starts, np.int32), *constants], batch * y.size)
 
     def emit(self, machine: Machine):
-        x_at, y_at, block, offsets = self.x, self.y, self.y.block, self.taps.offsets(self.x)
-        tiles = sum(len(strip.starts) for strip in self.strips)
-        cycles = self.batch * y_at.blocks * y_at.rows * y_at.columns * len(offsets)
+        x_at, y_at, lanes, offsets = self.x, self.y, machine.lanes, self.taps.offsets(self.x)
+        tiles, runs = sum(len(strip.starts) for strip in self.strips), y_at.runs(lanes)
+        cycles = self.batch * runs * y_at.rows * y_at.columns * len(offsets)
 
         def body(x, starts, *rest):
-            y = rest[-1]
+            x, y = as_steps(x) if self.kind == "conv" else x, rest[-1]
 
-            def tile_code(strip: Strip, number, channels, tile):
-                read = T.bind(number * x_at.block_stride + starts[tile * 2])
-                write = T.bind(number * y_at.block_stride + starts[tile * 2 + 1])
-                sums, (down, right) = Sums(len(strip.pixels), block), self.taps.stride
+            def tile_code(strip: Strip, image, channels, tile):
+                read = T.bind(image * x_at.size + x_at.run(channels, lanes) + starts[tile * 2])
+                write = T.bind(image * y_at.size + y_at.run(channels, lanes) + starts[tile * 2 + 1])
+                sums, (down, right) = Sums(len(strip.pixels), lanes), self.taps.stride
                 for tap, offset in enumerate(offsets):
                     for i, (row, column) in enumerate(strip.pixels):
-                        at = read + offset + row * down * x_at.row_stride + column * right * block
-                        value = load(x, at, block)
+                        at = read + offset + row * down * x_at.row_stride + column * right * x_at.block
+                        value = load(x, at, lanes)
                         if self.kind == "conv":
-                            value = value * load(rest[0], (channels * len(offsets) + tap) * block, block)
+                            value = value * load(rest[0], (channels * len(offsets) + tap) * lanes, lanes)
                         if tap:
                             total = sums[i]
                             value = T.max(total, value) if self.kind == "max" else total + value
                         elif self.kind == "conv":
-                            value = load(rest[1], channels * block, block) + value
+                            value = load(rest[1], channels * lanes, lanes) + value
                         sums[i] = value
                 for i, (row, column) in enumerate(strip.pixels):
                     value = sums[i]
                     if self.kind == "average":
-                        value = value * splat(1 / len(offsets), block)
-                    self.epilogue.store(y, write + row * y_at.row_stride + column * block, value, block)
+                        value = value * splat(1 / len(offsets), lanes)
+                    self.epilogue.store(y, write + row * y_at.row_stride + column * y_at.block, value, lanes)
 
-            with tasks(machine, self.batch * y_at.blocks * tiles, cycles) as task:
+            with tasks(machine, self.batch * runs * tiles, cycles) as task:
                 number, tile = T.bind(task // tiles), T.bind(task % tiles)
-                channels = T.bind(number % y_at.blocks)
-                by_shape(tile, self.strips, lambda strip: tile_code(strip, number, channels, tile))
-                clear_halo(y_at, y, number * y_at.block_stride, tile == 0)
+                image, channels = by_image(number, runs, self.batch)
+                by_shape(tile, self.strips, lambda strip: tile_code(strip, image, channels, tile))
+                clear_halo(y_at, y, image * y_at.size + y_at.run(channels, lanes), tile == 0, lanes)
 
-        buffers = [("x", self.batch * x_at.size, "float32"), ("tiles", 2 * tiles, "int32")]
+        buffers = [("x", self.batch * x_at.size, x_at.dtype), ("tiles", 2 * tiles, "int32")]
         if self.kind == "conv":
-            weights = y_at.blocks * len(offsets) * block
-            buffers += [("weight", weights, "float32"), ("bias", y_at.blocks * block, "float32")]
-        return kernel([*buffers, ("y", self.batch * y_at.size, "float32")], body)
+            buffers += [("weight", runs * len(offsets) * lanes, "float32"), ("bias", runs * lanes, "float32")]
+        return kernel([*buffers, ("y", self.batch * y_at.size, y_at.dtype)], body, machine)

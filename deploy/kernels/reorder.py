@@ -6,7 +6,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..onnx.geometry import Layout
 from ..targets import Machine
-from .emit import clear_halo, kernel, load, over, splat, store, tasks, transpose
+from .emit import clear_halo, in_turns, kernel, load, over, splat, store, tasks, transpose
 from .family import Kernel
 
 CYCLES = 0.6  # a value, between NCHW and NCHWc: a load, a store and four or five shuffles for a vector
@@ -14,7 +14,7 @@ CYCLES = 0.6  # a value, between NCHW and NCHWc: a load, a store and four or fiv
 
 @dataclass(frozen=True)
 class Reorder(Kernel):
-    """Between NCHW and NCHWc, a block of channels x as many pixels at a time are transposed in registers."""
+    """Between NCHW and NCHWc, a run of channels x as many pixels at a time are transposed in registers."""
 
     name = "reorder"
     batch: int
@@ -23,53 +23,62 @@ class Reorder(Kernel):
 
     def emit(self, machine: Machine):
         x, y = self.x, self.y
-        block = max(x.block, y.block)
-        blocks, tail = -(-x.channels // block), x.channels % block
+        wide = min(max(x.block, y.block), machine.lanes)  # channels of a run
+        runs, tail = -(-x.channels // wide), x.channels % wide
 
         def body(source, target):
+            def begins(side: Layout, image, number, row):
+                there = number * wide * side.block_stride if side.block == 1 else side.run(number, wide)
+                return T.bind(image * side.size + there + side.at(0, 0) + row * side.row_stride)
+
             def copy(image, number, row) -> None:
-                begin = T.bind(image * x.size + number * x.block_stride + x.at(0, 0) + row * x.row_stride)
-                to = T.bind(image * y.size + number * y.block_stride + y.at(0, 0) + row * y.row_stride)
+                begin, to = (begins(side, image, number, row) for side in (x, y))
+                if x.block == wide:
 
-                def some(at, width) -> None:
-                    store(target, to + at, load(source, begin + at, width), width)
+                    def some(at, width) -> None:
+                        store(target, to + at, load(source, begin + at, width), width)
 
-                over(x.columns * block, 16, some)
+                    over(x.columns * wide, 16, some)
+                    return
+                with T.serial(x.columns) as i:
+                    store(target, to + i * y.block, load(source, begin + i * x.block, wide), wide)
 
-            def exchange(image, number, row, count: int) -> None:  # `count` channels of this block
-                x_block, y_block = (number * (block // side.block) * side.block_stride for side in (x, y))
-                begin = T.bind(image * x.size + x_block + x.at(0, 0) + row * x.row_stride)
-                to = T.bind(image * y.size + y_block + y.at(0, 0) + row * y.row_stride)
+            def exchange(image, number, row, count: int) -> None:  # `count` channels of this run
+                begin, to = (begins(side, image, number, row) for side in (x, y))
 
                 def some(at, width) -> None:  # pixels
                     if y.block > 1:
                         read = [load(source, begin + c * x.block_stride + at, width) for c in range(count)]
-                        read += [splat(0.0, width)] * (block - count)
+                        read += [splat(0.0, width)] * (wide - count)
+                        if y.block == wide and width > 1:  # the pixels lie without gaps
+                            for i, value in enumerate(in_turns(read, width)):
+                                store(target, to + at * wide + i * width, value, width)
+                            return
                         for i, value in enumerate(transpose(read, width)):
-                            store(target, to + (at + i) * block, value, block)
+                            store(target, to + (at + i) * y.block, value, wide)
                     else:
-                        read = [load(source, begin + (at + i) * block, block) for i in range(width)]
-                        for c, value in enumerate(transpose(read, block)[:count]):
+                        read = [load(source, begin + (at + i) * x.block, wide) for i in range(width)]
+                        for c, value in enumerate(transpose(read, wide)[:count]):
                             store(target, to + c * y.block_stride + at, value, width)
 
-                over(x.columns, block, some)
+                over(x.columns, machine.lanes if wide > 1 else 1, some)
 
-            count = self.batch * blocks * x.rows
+            count = self.batch * runs * x.rows
             with tasks(machine, count, self.batch * x.channels * x.rows * x.columns) as task:
-                row, number = T.bind(task % x.rows), T.bind(task // x.rows % blocks)
-                image = T.bind(task // x.rows // blocks)
+                row, number = T.bind(task % x.rows), T.bind(task // x.rows % runs)
+                image = T.bind(task // x.rows // runs)
                 if x.block == y.block:
                     copy(image, number, row)
-                elif tail and blocks > 1:
-                    with T.If(number < blocks - 1):
+                elif tail and runs > 1:
+                    with T.If(number < runs - 1):
                         with T.Then():
-                            exchange(image, number, row, block)
+                            exchange(image, number, row, wide)
                         with T.Else():
                             exchange(image, number, row, tail)
                 else:
-                    exchange(image, number, row, tail or block)
+                    exchange(image, number, row, tail or wide)
                 if y.block > 1 or x.block == 1:
-                    clear_halo(y, target, image * y.size + number * y.block_stride, row == 0)
+                    clear_halo(y, target, image * y.size + y.run(number, wide), row == 0, wide)
 
-        buffers = [("x", self.batch * x.size, "float32"), ("y", self.batch * y.size, "float32")]
-        return kernel(buffers, body)
+        buffers = [("x", self.batch * x.size, x.dtype), ("y", self.batch * y.size, y.dtype)]
+        return kernel(buffers, body, machine)

@@ -12,6 +12,7 @@ from .graph import Conv, Graph
 
 SIZES = (32, 16, 8, 4, 2, 1)
 SPILL = 1.01  # kept blocks may hold this much more than the non-zero weights: a weight may be zero by chance
+ROUNDED_SPILL = 1.1  # the same of quantised weights, of which up to 5 % are rounded to zero
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,23 @@ class Pattern:
         """Kept blocks / all blocks."""
         return float(self.keep.mean())
 
+    def density_of(self, channels: int, count: int) -> float:
+        """The same, where a column is `count` neighbouring channels and is kept if one of them is."""
+        return float(tuples(self.keep, channels, count).any(-1).mean())
+
 
 def matrix(weight: np.ndarray) -> np.ndarray:
     return weight.reshape(len(weight), -1)
+
+
+def tuples(columns: np.ndarray, channels: int, count: int) -> np.ndarray:
+    """(rows, channels * taps) as (rows, tuples * taps, count): `count` neighbouring channels side by side.
+
+    What the last tuple lacks is zero.
+    """
+    rows = len(columns)
+    columns = np.pad(columns.reshape(rows, channels, -1), ((0, 0), (0, -channels % count), (0, 0)))
+    return columns.reshape(rows, -1, count, columns.shape[2]).swapaxes(2, 3).reshape(rows, -1, count)
 
 
 def keep_blocks(weight: np.ndarray, block: int) -> np.ndarray:
@@ -37,14 +52,17 @@ def keep_blocks(weight: np.ndarray, block: int) -> np.ndarray:
     return np.add.reduceat(used, np.arange(0, len(used), block), axis=0) > 0
 
 
-def find_pattern(weight: np.ndarray) -> Pattern:
-    """The pattern with the largest N whose blocks are all or nothing; of a dense weight, density 1."""
+def find_pattern(weight: np.ndarray, rounded: bool = False) -> Pattern:
+    """The pattern with the largest N whose blocks are all or nothing; of a dense weight, density 1.
+
+    rounded: whether the weights were quantised, so that small ones have become zero.
+    """
     used = int(np.count_nonzero(weight))
     lengths = len(weight)
     for block in SIZES:
         keep = keep_blocks(weight, block)
         rows = np.minimum(block, lengths - block * np.arange(len(keep)))  # the last group may be short
-        if int((keep.sum(1) * rows).sum()) <= used * SPILL or block == 1:
+        if int((keep.sum(1) * rows).sum()) <= used * (ROUNDED_SPILL if rounded else SPILL) or block == 1:
             return Pattern(block, keep)
     raise AssertionError("N = 1 always fits")
 
@@ -58,7 +76,8 @@ def check(graph: Graph, block: int | None) -> None:
     """ValueError if no layer has zero blocks of `block` rows; with None, any pattern is accepted."""
     if block is None:
         return
-    found = {node.name: find_pattern(node.weight) for node in graph.nodes if isinstance(node, Conv)}
+    layers = [node for node in graph.nodes if isinstance(node, Conv)]
+    found = {node.name: find_pattern(node.weight, node.scale is not None) for node in layers}
     pruned = {name: pattern for name, pattern in found.items() if pattern.density < 0.99}
     if not any(pattern.block % block == 0 for pattern in pruned.values()):
         seen = sorted({pattern.block for pattern in pruned.values()})

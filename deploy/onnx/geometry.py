@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .graph import Conv, Graph, Window
+from .graph import Conv, Graph, Grid, Window
 
 
 def nchw(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -19,6 +19,9 @@ class Layout:
 
     In NCHWc with a block as wide as a vector register, a pixel of a block is one vector, its neighbour is the next one
     however wide the map is, and strides cost nothing. The halo is a border of zeros around every block.
+
+    Sums have 32 bits whatever a map holds, so kernels compute a *run* of channels together, as many as a register holds
+    sums: a block of float32 values is one run, a block of bfloat16 values two, one of bytes four.
     """
 
     channels: int
@@ -26,6 +29,11 @@ class Layout:
     columns: int
     block: int = 1  # channels, the c of NCHWc
     halo: int = 0  # pixels on each side
+    dtype: str | Grid = "float32"  # float32, bfloat16, or the grid that its bytes count the steps of
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.rows, self.columns
 
     @property
     def blocks(self) -> int:
@@ -49,6 +57,15 @@ class Layout:
     def at(self, row: int, column: int) -> int:
         """Where a pixel lies in its block."""
         return (row + self.halo) * self.row_stride + (column + self.halo) * self.block
+
+    def runs(self, lanes: int) -> int:
+        """How many runs of `lanes` channels it has; the last may be short."""
+        return -(-self.channels // lanes)
+
+    def run(self, number, lanes: int):
+        """Where the run of `lanes` channels of that number begins."""
+        each = self.block // lanes
+        return number * self.block_stride if each == 1 else number // each * self.block_stride + number % each * lanes
 
     def channel(self, c: int) -> int:
         """Where a channel begins."""

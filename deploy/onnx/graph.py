@@ -8,12 +8,24 @@ import numpy as np
 Activation = tuple | None
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The values that a quantised tensor may have: (q - zero) * scale for the integers q from 0 to 255.
+
+    Those of a signed tensor are shifted by 128.
+    """
+
+    scale: float
+    zero: int
+
+
 @dataclass
 class Node:
     name: str
     inputs: list[str]
     output: str
     activation: Activation = field(default=None, kw_only=True)
+    grid: Grid | None = field(default=None, kw_only=True)  # the output is rounded to it, at last
 
 
 @dataclass
@@ -26,6 +38,8 @@ class Conv(Node):
     pad: tuple[int, int] = (0, 0)  # above, left
     dilation: tuple[int, int] = (1, 1)
     depthwise: "Window | None" = None  # computed first, and read by nothing else; inputs[0] is its input
+    before: Grid | None = None  # what the sums are rounded to before the other map is added
+    scale: np.ndarray | None = None  # (O,): the weights are whole multiples of it, -127 to 127 of them
 
 
 @dataclass
@@ -91,13 +105,18 @@ class Graph:
         """The tensors that are put out, by name."""
         return self.results or {self.output: self.output}
 
+    def grid(self, tensor: str) -> Grid | None:
+        """What a tensor's values are rounded to."""
+        return next((node.grid for node in self.nodes if node.output == tensor), None)
+
     def users(self, tensor: str) -> list[Node]:
         return [node for node in self.nodes if tensor in node.inputs]
 
     def only_user(self, node: Node) -> Node | None:
-        """The one node that reads `node`'s output, if there is just one and nobody outside sees it."""
+        """The one node that reads `node`'s output, and reads it once, if nobody else and nobody outside sees it."""
         users = self.users(node.output)
-        return users[0] if len(users) == 1 and node.output not in self.outputs.values() else None
+        once = len(users) == 1 and users[0].inputs.count(node.output) == 1
+        return users[0] if once and node.output not in self.outputs.values() else None
 
     def script(self) -> str:
         """A line a node: output shape = kind(inputs) and what else it holds; arrays by shape and non-zero share."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from .bounds import title
 from .graph import Activation, Affine, Concat, Conv, Mean, SlicePad, View
+from .quantised import read_dequantize, read_quantize
 from .windows import read_conv, read_pool
 
 
@@ -243,6 +244,8 @@ READERS: dict[str, Callable] = {
     **dict.fromkeys(("MaxPool", "AveragePool"), read_pool),
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), _mean),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _view),
+    "QuantizeLinear": read_quantize,
+    "DequantizeLinear": read_dequantize,
     "Identity": _same,
     "Dropout": _dropout,
     "Pad": _pad,

@@ -18,7 +18,12 @@ def _merge(graph: Graph, producer: Node, node: Node, **changes) -> None:
 def _linear(node: Node | None) -> bool:
     """Whether it is a convolution without activation or residual, so that a scale can go into its weights."""
     convolution = isinstance(node, Conv) or (isinstance(node, Window) and node.kind == "conv")
-    return convolution and node.activation is None and len(node.inputs) == 1
+    return convolution and node.activation is None and node.grid is None and len(node.inputs) == 1
+
+
+def _end(node: Node) -> dict:
+    """What is done to a node's output at last, as fields of the node that it is merged into."""
+    return {"activation": node.activation, "grid": node.grid}
 
 
 def _producers(graph: Graph) -> dict[str, Node]:
@@ -46,19 +51,22 @@ def fold_constants(graph: Graph) -> None:
         scale = np.ones_like(producer.bias) if node.scale is None else node.scale
         shift = np.zeros_like(producer.bias) if node.shift is None else node.shift
         weight = producer.weight * scale.reshape(-1, *[1] * (producer.weight.ndim - 1))
-        _merge(graph, producer, node, weight=weight, bias=producer.bias * scale + shift, activation=node.activation)
+        changes = {"weight": weight, "bias": producer.bias * scale + shift}
+        if isinstance(producer, Conv) and producer.scale is not None:
+            changes["scale"] = producer.scale * scale
+        _merge(graph, producer, node, **changes, **_end(node))
 
 
 def join_affines(graph: Graph) -> None:
     """Scale, shift and activation that stand alone, one after the other, become one node."""
     for node in list(graph.nodes):
         producer = _producers(graph).get(node.inputs[0])
-        if not (isinstance(node, Affine) and isinstance(producer, Affine)) or producer.activation is not None:
+        if not (isinstance(node, Affine) and isinstance(producer, Affine)) or producer.activation or producer.grid:
             continue
         if graph.only_user(producer) is node and node.scale is None and (node.shift is None or producer.shift is None):
             inputs = producer.inputs + node.inputs[1:]
             shift = producer.shift if node.shift is None else node.shift
-            _merge(graph, producer, node, inputs=inputs, shift=shift, activation=node.activation)
+            _merge(graph, producer, node, inputs=inputs, shift=shift, **_end(node))
 
 
 def find_hard_activations(graph: Graph) -> None:
@@ -67,7 +75,7 @@ def find_hard_activations(graph: Graph) -> None:
         producer = _producers(graph).get(node.inputs[0])
         if not (
             isinstance(node, Affine) and isinstance(node.scale, np.ndarray) and node.shift is node.activation is None
-        ):
+        ) or (isinstance(producer, Affine) and producer.grid):
             continue
         if not (isinstance(producer, Affine) and producer.scale is None and isinstance(producer.shift, np.ndarray)):
             continue
@@ -76,13 +84,14 @@ def find_hard_activations(graph: Graph) -> None:
         if not uniform or not producer.activation or producer.activation[:2] != ("clip", 0.0):
             continue
         if graph.only_user(producer) is node and np.isclose(alpha * (producer.activation[2] or 0.0), 1.0):
-            _merge(graph, producer, node, shift=None, activation=("hard_sigmoid", alpha, alpha * shift))
+            made = ("hard_sigmoid", alpha, alpha * shift)
+            _merge(graph, producer, node, shift=None, activation=made, grid=node.grid)
     for node in list(graph.nodes):
         if not isinstance(node, Affine) or not isinstance(node.scale, str):
             continue
         for gate_name, x in ((node.scale, node.inputs[0]), (node.inputs[0], node.scale)):
             gate = _producers(graph).get(gate_name)
-            if not isinstance(gate, Affine) or gate.scale is not None or gate.shift is not None:
+            if not isinstance(gate, Affine) or gate.scale is not None or gate.shift is not None or gate.grid:
                 continue
             kind, *numbers = gate.activation or (None,)
             soft = kind == "sigmoid"
@@ -90,20 +99,21 @@ def find_hard_activations(graph: Graph) -> None:
             if gate.inputs == [x] and (soft or hard) and node.shift is None and node.activation is None:
                 index = graph.nodes.index(node)
                 swish = ("swish",) if soft else ("hard_swish",)
-                graph.nodes[index] = Affine(node.name, [x], node.output, activation=swish)
+                graph.nodes[index] = Affine(node.name, [x], node.output, activation=swish, grid=node.grid)
                 break
     forget_unused(graph)
 
 
 def fuse_activations(graph: Graph) -> None:
-    """An activation alone goes into the store of whatever computes its input."""
+    """An activation or a rounding alone goes into the store of whatever computes its input."""
     for node in list(graph.nodes):
         producer = _producers(graph).get(node.inputs[0])
         alone = isinstance(node, Affine) and node.scale is None and node.shift is None
-        if not alone or not isinstance(producer, Conv | Window | Affine) or producer.activation is not None:
+        if not alone or not isinstance(producer, Conv | Window | Affine) or producer.grid:
             continue
-        if graph.only_user(producer) is node:
-            _merge(graph, producer, node, activation=node.activation)
+        both = node.activation is not None and producer.activation is not None
+        if not both and graph.only_user(producer) is node:
+            _merge(graph, producer, node, activation=producer.activation or node.activation, grid=node.grid)
 
 
 def fuse_residuals(graph: Graph) -> None:
@@ -118,11 +128,14 @@ def fuse_residuals(graph: Graph) -> None:
         made = [
             (conv, other)
             for conv, other in made
-            if isinstance(conv, Conv) and _linear(conv) and graph.only_user(conv) is node and other != conv.output
+            if isinstance(conv, Conv)
+            and conv.activation is None
+            and len(conv.inputs) == 1
+            and graph.only_user(conv) is node
         ]
         if made:
             conv, other = max(made, key=lambda pair: graph.nodes.index(pair[0]))
-            _merge(graph, conv, node, inputs=[conv.inputs[0], other], activation=node.activation)
+            _merge(graph, conv, node, inputs=[conv.inputs[0], other], before=conv.grid, **_end(node))
 
 
 def fuse_depthwise(graph: Graph) -> None:

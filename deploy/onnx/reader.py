@@ -22,6 +22,7 @@ from .bounds import (
 from .graph import Graph, Node
 from .operators import READERS
 from .pictures import read_pictures
+from .quantised import Numbers, weight_scale
 
 OPSET = 18  # older files are converted to it
 ONNX = ("", "ai.onnx")  # the names of the operators' own domain
@@ -43,6 +44,8 @@ class _Reader:
         self.alias: dict[str, str] = {}
         self.nodes: list[Node] = []
         self.computed = 0  # values of constants
+        self.quantised: dict[str, Numbers] = {}  # tensors that QuantizeLinear makes
+        self.scales: dict[str, np.ndarray] = {}  # of constants that DequantizeLinear makes, if rows have one
 
     def attributes(self, node) -> dict:
         return {a.name: self.attribute_value(a) for a in node.attribute}
@@ -97,7 +100,10 @@ class _Reader:
         check_window(node, self.attributes(node))
         check_outputs(node, self.attributes(node))
         known = {name: self.shape(name) for name in inputs if self.tensor(name) in self.shapes}
-        right = inferred(node, self.opsets, known, self.constants)
+        whole = self.quantised.keys() & set(inputs)  # of which ONNX's rules want another type than float32
+        if whole and node.op_type != "DequantizeLinear":
+            raise ValueError(f"{title(node)} reads what QuantizeLinear makes, which only DequantizeLinear may read")
+        right = {} if whole else inferred(node, self.opsets, known, self.constants)
         if node.op_type == "Shape" and self.tensor(inputs[0]) in self.shapes:
             start, end = (self.attributes(node).get(k, d) for k, d in (("start", 0), ("end", None)))
             self.constants[node.output[0]] = np.array(self.shapes[self.tensor(inputs[0])][start:end], np.int64)
@@ -119,6 +125,15 @@ class _Reader:
         evaluator = ReferenceEvaluator(node, opsets=self.opsets)
         values = evaluator.run(None, {name: self.constants[name] for name in inputs})
         self.constants.update(zip(node.output, values, strict=True))
+        if node.op_type == "DequantizeLinear" and (scale := weight_scale(self, node)) is not None:
+            self.scales[node.output[0]] = scale
+
+    def scale(self, node, rows: int) -> np.ndarray | None:
+        """(rows,): what the weights of a convolution are whole multiples of, if they were quantised."""
+        scale = self.scales.get(node.input[1])
+        if scale is None or scale.size not in (1, rows) or self.constants[node.input[1]].ndim != 4:
+            return None
+        return np.broadcast_to(scale.reshape(-1), rows).astype(np.float32)
 
     def tensor(self, name: str) -> str:
         return self.alias.get(name, name)

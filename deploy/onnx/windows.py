@@ -60,7 +60,8 @@ def read_conv(reader, node) -> None:
             rows, part = slice(g * each, (g + 1) * each), channels // groups
             whole[rows, g * part : (g + 1) * part] = weight[rows]
         weight = whole
-    reader.add(Conv, node, node.input[:1], shape, weight=weight, **common)
+    scale = reader.scale(node, len(weight))
+    reader.add(Conv, node, node.input[:1], shape, weight=weight, scale=scale, **common)
 
 
 def read_pool(reader, node) -> None:

@@ -63,7 +63,7 @@ class CostModel:
         """The patterns of kept blocks that a node may be computed with, and whether it may be compiled sparse."""
         if not isinstance(node, Conv):
             return [None], False
-        whole = find_pattern(node.weight)
+        whole = find_pattern(node.weight, node.scale is not None)
         # A rate of 0.5 prunes int(0.5 * blocks), so a layer asked to be half empty may be a little less.
         sparse = not self.dense and 1 - whole.density >= self.least_sparsity - 0.01
         return (with_covers(whole, node.weight) if sparse else [whole]), sparse

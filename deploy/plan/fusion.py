@@ -19,7 +19,7 @@ def band_of(graph: Graph, node: Conv, expand: Conv, machine: Machine) -> int:
     """
     window, (batch, channels, _, columns) = Polyphase.of(graph, node.depthwise), nchw(graph.shapes[expand.output])
     taps, rows = window.taps, window.out_rows
-    row = 4 * channels * (columns + 2 * taps.pad[1])
+    row = machine.itemsize * channels * (columns + 2 * taps.pad[1])
     high = {band: taps.kernel[0] + (band - 1) * taps.stride[0] for band in range(1, rows) if rows % band == 0}
     most = machine.core.l2_bytes * 3 // 4
     fit = [band for band in high if row * (high[band] + 2 * taps.pad[1]) <= most]
@@ -39,7 +39,10 @@ def expansions(graph: Graph, nchwc: set[str], machine: Machine) -> dict[str, Exp
         window, source = Polyphase.of(graph, node.depthwise), nchw(graph.shapes[expand.inputs[0]])
         plain = expand.weight.shape[2:] == (1, 1) and expand.output not in found and len(expand.inputs) == 1
         plain = plain and expand.stride == (1, 1) and expand.pad == (0, 0) and expand.inputs[0] in nchwc
-        separable, wide = expand.depthwise is not None, 4 * np.prod(nchw(graph.shapes[expand.output])[1:])
+        separable, wide = (
+            expand.depthwise is not None,
+            machine.itemsize * np.prod(nchw(graph.shapes[expand.output])[1:]),
+        )
         large = wide > WIDE[separable] * machine.core.l2_bytes and source[2] * source[3] > 1
         if not plain or not large or window.halo > min(window.taps.pad) or graph.only_user(expand) is not node:
             continue

@@ -1,7 +1,8 @@
 """Prove that a compiled network computes what ONNX Runtime computes, and time it: beside others, and by kernel."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,11 @@ def evaluator(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: _named(session.output_names, session.run(None, {session.input_names[0]: images}))
 
 
-def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images."""
+def peer(path: str | Path, threads: int, optimised: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+    """The ONNX file in ONNX Runtime, with `threads` threads, as a function of the images.
+
+    optimised: whether it may fuse nodes, and compute quantised ones in whole numbers.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -30,6 +34,8 @@ def peer(path: str | Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -51,17 +57,20 @@ def batches(images: np.ndarray, batch: int):
         yield np.take(images, range(start, start + batch), axis=0, mode="wrap")
 
 
-def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) -> tuple[float, float]:
+def compare(
+    run: Callable, reference: Callable, images: np.ndarray, batch: int, ranges: Sequence[float | None] = ()
+) -> tuple[float, float]:
     """(largest difference / largest reference value, fraction of pictures with the same first class).
 
     Of several outputs the largest relative difference counts, and the classes of the first one. ValueError if the
     reference holds NaN or infinity, with which nothing can be proven equal. If only `run` computes such a value, the
     difference is infinite.
+
+    ranges: of each output, what its differences are divided by; None, or nothing said: its largest reference value.
     """
     difference, scale, same, count = [], [], 0.0, 0
     for some in batches(images, batch):
-        ours, theirs = run(some), reference(some)
-        pairs = [(ours[name], theirs[name]) for name in theirs] if isinstance(theirs, dict) else [(ours, theirs)]
+        pairs = paired(run(some), reference(some))
         if not all(np.all(np.isfinite(right)) for _, right in pairs):
             raise ValueError("the reference computes NaN or infinity from these pictures: nothing can be proven equal")
         if not all(np.all(np.isfinite(made)) for made, _ in pairs):
@@ -70,8 +79,14 @@ def compare(run: Callable, reference: Callable, images: np.ndarray, batch: int) 
         scale.append([float(np.abs(right).max()) for _, right in pairs])
         made, right = (values.reshape(batch, -1).argmax(1) for values in pairs[0])
         same, count = same + float((made == right).sum()), count + batch
-    worst = zip(np.max(difference, axis=0).tolist(), np.max(scale, axis=0).tolist(), strict=True)
-    return max(largest / (of or 1.0) for largest, of in worst), same / count
+    largest, scales = np.max(difference, axis=0).tolist(), np.max(scale, axis=0).tolist()
+    scales = [of or scale for of, scale in zip_longest(ranges, scales)]
+    return max(most / (of or 1.0) for most, of in zip(largest, scales, strict=True)), same / count
+
+
+def paired(ours, theirs) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of every output, what one function computes and what the other does."""
+    return [(ours[name], theirs[name]) for name in theirs] if isinstance(theirs, dict) else [(ours, theirs)]
 
 
 def timer(run: Callable, pause: float = 0.02) -> Callable[[np.ndarray, int], list[float]]:

@@ -29,20 +29,26 @@ from . import clock
 
 VERSION = 2  # of the file; a change of its keys needs a new one
 ROUNDS, RUNS = 5, 10  # of timed calls: the mean of a round, the least of the rounds
+PICTURE = " picture"  # a name that no tensor of a file has
 CANDIDATES = 3  # dense and sparse ones of a node that are measured, the cheapest by the families' rules
 
 
 def alone(
     graph: Graph, node: Node, schedule: Schedule, pattern: Pattern | None, machine: Machine
 ) -> tuple[Graph, Plan]:
-    """A network of one node and its plan; what is added to the node's output is cut from its input."""
-    nodes, (source, *added) = [node], node.inputs
+    """A network of one node and its plan.
+
+    What is added to the node's output is cut from its input. A picture has no grid, so a quantised input is cut from
+    one, too.
+    """
+    nodes, (source, *added), shapes = [node], node.inputs, graph.shapes
     chosen = {node.output: Choice(0.0, schedule, pattern)}
-    for name in set(added) - {source}:
-        axes = len(graph.shapes[name])
-        nodes.insert(0, SlicePad(name, [source], name, (0,) * axes, (1,) * axes))
+    picture = PICTURE if graph.grid(source) else source
+    for name in {*added, source} - {picture}:
+        axes = len(shapes[name])
+        nodes.insert(0, SlicePad(name, [picture], name, (0,) * axes, (1,) * axes, grid=graph.grid(name)))
         chosen[name] = Choice(0.0, Schedule(NCHWSlicePad))
-    network = Graph(nodes, graph.shapes, source, node.output)
+    network = Graph(nodes, shapes | {picture: shapes[source]}, picture, node.output)
     return network, plan_of(network, machine, {node.output} if schedule.family.nchwc else set(), chosen)
 
 
@@ -55,8 +61,8 @@ def milliseconds(graph: Graph, machine: Machine, plan: Plan, place) -> float:
     return 1e3 * sum(clock.seconds(tvm.IRModule(kernels), calls, machine, place, RUNS, ROUNDS))
 
 
-def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> str:
-    """All that decides how long a node takes, as JSON that people can read."""
+def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None, dtype: str) -> str:
+    """All that decides how long a node takes, as JSON that people can read. dtype: the machine's."""
     window = node if isinstance(node, Window) else node.depthwise
     facts = {"family": schedule.family.name, "x": graph.shapes[node.inputs[0]]}
     if window:
@@ -67,8 +73,15 @@ def key(graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern 
         facts |= {"weight": node.weight.shape, **{name: getattr(node, name) for name in fields}}
         facts |= {"added": len(node.inputs) > 1}
         facts |= {name: getattr(schedule, name) for name in ("group", "tile", "unroll")}
+        facts |= {"gather": True} if schedule.gather else {}
         if schedule.sparse:
             facts["sparse"] = {"block": pattern.block, "density": round(pattern.density, 3)}
+    facts |= {"dtype": dtype} if dtype != "float32" else {}  # so files from before there were other types stay valid
+    made = window.grid if isinstance(node, Conv) and window else None
+    quantised = {"input": graph.grid(node.inputs[0]), "depthwise": made, "output": node.grid}
+    quantised |= {"weight": node.scale, "before": node.before} if isinstance(node, Conv) else {}
+    quantised = [name for name, how in quantised.items() if how is not None]
+    facts |= {"quantised": quantised} if quantised else {}
     return json.dumps(facts)
 
 
@@ -86,7 +99,7 @@ class Times:
 
     def cycles(self, graph: Graph, node: Conv | Window, schedule: Schedule, pattern: Pattern | None) -> float:
         """Cycles of a node for a batch, on all threads together: measured now, or earlier."""
-        name, times = key(graph, node, schedule, pattern), self.state["times_ms"]
+        name, times = key(graph, node, schedule, pattern, self.machine.dtype), self.state["times_ms"]
         if name not in times:
             self._check()
             network, plan = alone(graph, node, schedule, pattern, self.machine)
