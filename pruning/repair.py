@@ -223,7 +223,8 @@ def fisher(dense: nn.Module, names: list[str], batches: list[Tensor], most: int)
                 gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
                 images.requires_grad_(False)
                 for name, gradient in zip(names, gradients, strict=True):
-                    g = gradient.movedim(1, 0).flatten(1) if gradient.dim() == 4 else gradient.flatten(0, -2).mT
+                    channels = -1 if isinstance(layers[name], nn.Linear) else 1
+                    g = gradient.movedim(channels, 0).flatten(1)
                     result[name] = result.get(name, 0) + (g @ g.mT).double()
     finally:
         for hook in hooks:

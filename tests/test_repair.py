@@ -257,6 +257,31 @@ def test_a_walk_computes_what_the_networks_compute():
     assert [node for node in nodes if walk.known(node)] == nodes[-1:]  # what nobody reads any more is forgotten
 
 
+def test_a_linear_layer_between_pictures_has_its_channels_last():
+    """Catches rows of pixels that are taken for channels; of many places only as many are read as of a convolution."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 1), ChannelsLast(), nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12)]
+    dense = nn.Sequential(*layers, ChannelsFirst(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)).eval()
+    network = copy.deepcopy(dense)
+    method = pruning.create_method("block_l1", N=4, repair=True)
+    method.attach(network)
+    pruned = copy.deepcopy(network)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pruning.targets.POSITIONS", 1600)  # 10 of the 64 places of each picture
+        assert {"2", "4"} <= method.calibrate(network, dense, pictures()).errors.keys()
+    assert distance(network, dense) < 0.3 * distance(pruned, dense)
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class ChannelsFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
 def test_what_the_activation_cuts_off_need_not_be_fitted():
     """Outputs behind a ReLU come closer, those before it do not have to; catches means that are no longer right."""
     dense, network = network_of(), network_of()
