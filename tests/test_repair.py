@@ -456,12 +456,12 @@ def test_layers_without_enough_positions_are_named():
 def dense_file(tmp_path_factory) -> Path:
     """A dense network of digits, trained for a few seconds."""
     job_dir = tmp_path_factory.mktemp("dense")
-    imagenet.main([*DIGITS, "--method", "dense", "--num_epochs", "2", "--job_dir", str(job_dir)])
+    imagenet.main([*DIGITS, "--method", "dense", "--num_epochs", "3", "--job_dir", str(job_dir)])
     return job_dir / "checkpoint" / "final.pt"
 
 
-DIGITS = ["--arch", "resnet20", "--image_size", "8", "--train_batch_size", "64", "--lr", "0.1"]
-BLOCKS = ["--method", "block_l1", "--N", "4", "--pr_target", "0.4", "--repair", "--calibration", "200"]
+DIGITS = ["--arch", "small_runs:small_network", "--image_size", "8", "--train_batch_size", "64", "--lr", "0.1"]
+BLOCKS = ["--method", "block_l1", "--N", "4", "--pr_target", "0.5", "--repair", "--calibration", "200"]
 
 
 def top1(job_dir: Path) -> dict[str, float]:
@@ -495,7 +495,7 @@ def test_a_run_repairs_and_reports_without_training(dense_file: Path, tmp_path: 
 def test_a_repaired_run_that_is_resumed_ends_the_same(dense_file: Path, tmp_path: Path, monkeypatch):
     """Catches a second repair on top of the weights of the first, and errors that the report loses."""
     rates = tmp_path / "rates.yml"
-    rates.write_text("layer1*: 0.4\n'*': 0\n")
+    rates.write_text("'3': 0.5\n'*': 0\n")
     words = [*DIGITS, *BLOCKS, "--rates", str(rates), "--pretrained_model", str(dense_file), "--resume"]
     words += ["--num_epochs", "2", "--debug"]
     imagenet.main([*words, "--job_dir", str(tmp_path / "whole")])
