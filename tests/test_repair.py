@@ -151,7 +151,9 @@ def test_dead_inputs_go_first_and_cost_nothing():
     assert set(prices.argsort()[:5].tolist()) == {7, 8, 9, 10, 11}
     mask = torch.ones(4, 12, dtype=torch.bool)
     mask[:, 7:] = False
-    assert of.error(of.refit(mask)) == pytest.approx(of.error(of.refit(torch.ones_like(mask))), abs=1e-9)
+    assert of.moments.error(of.refit(mask)) == pytest.approx(
+        of.moments.error(of.refit(torch.ones_like(mask))), abs=1e-9
+    )
 
 
 def test_rows_that_form_blocks_can_stand_anywhere():
@@ -189,7 +191,7 @@ def test_the_error_is_what_the_layer_leaves_of_its_outputs(centred: bool):
     residual, total = (y - x @ weight.T)[0], y[0]
     if centred:
         residual, total = residual - residual.mean(0), total - total.mean(0)
-    assert of.error(weight) == pytest.approx(float(residual.square().sum() / total.square().sum()), rel=1e-4)
+    assert of.moments.error(weight) == pytest.approx(float(residual.square().sum() / total.square().sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +282,26 @@ class ChannelsLast(nn.Module):
 class ChannelsFirst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["block_l1", "dense"])
+def test_a_pruned_layer_of_several_groups_keeps_its_zeros(name: str):
+    """Catches a fit that fills the zeros again: of a mask, and of a checkpoint that has none."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4)]
+    dense = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    network = copy.deepcopy(dense)
+    method = pruning.create_method(name, **({"N": 4, "repair": True} if name == "block_l1" else {}))
+    with torch.no_grad():
+        if name == "dense":
+            network[4].weight[:, ::2] = 0
+    method.attach(network, pictures())
+    pruned, zeros = copy.deepcopy(network), network[4].weight == 0
+    assert zeros.float().mean() == 0.5
+    errors = method.calibrate(network, dense, pictures()).errors
+    assert list(errors) == (["4"] if name == "dense" else ["2", "4"])
+    assert torch.equal(network[4].weight == 0, zeros)
+    assert distance(network[:5], dense[:5]) < 0.6 * distance(pruned[:5], dense[:5])
 
 
 def test_what_the_activation_cuts_off_need_not_be_fitted():
