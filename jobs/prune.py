@@ -94,19 +94,19 @@ def load_and_attach(parts: Parts, measured: bool) -> nn.Module | None:
             figures = parts.accuracy[stage] = parts.evaluate(of or network)
             parts.screen.print(f"{label}: {in_words(figures)}")
 
+    dense = copy.deepcopy(network) if options.dense_model else None  # each reads its own file, of plain layers or not
+    for path in (options.pretrained_model, options.dense_model):
+        if path and path != PUBLISHED:
+            checkpoint.check_normalisation(path, models.read_checkpoint(path), options)
     if options.pretrained_model:
-        if options.pretrained_model != PUBLISHED:
-            said = models.read_checkpoint(options.pretrained_model)
-            checkpoint.check_normalisation(options.pretrained_model, said, options)
         classes, reading = parts.train.classes, method.reading()
         reading |= {"fresh_classifier": not options.repair}  # which would be fitted to what chance says
         facts = models.load_checkpoint(network, options.pretrained_model, classes, **reading)
         method.accept(facts["extras"])
         if "note" in facts:
             parts.screen.print(f"{options.pretrained_model}: {facts['note']}")
-    dense = None
     if options.dense_model:
-        models.load_checkpoint(dense := copy.deepcopy(network), options.dense_model, parts.train.classes)
+        models.load_checkpoint(dense, options.dense_model, parts.train.classes)
         models.plainify(dense)
     if replaced := models.plainify(network):  # after the weights are in, whose names are the library's
         parts.screen.print(f"made of plain layers: {plain_in_words(replaced)}")

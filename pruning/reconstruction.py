@@ -63,6 +63,17 @@ class Moments:
             xx, yx, yy = xx - x[:, :, None] * x[:, None], yx - y[:, :, None] * x[:, None], yy - y.square()
         return Moments(xx, yx, yy, x, y, 1)
 
+    def error(self, weight: Tensor) -> float:
+        """What `weight` (O, p) leaves of the outputs' variance, 0 to 1 for a fit: the relative error of the layer."""
+        W = weight.double().view(self.yx.shape)
+        left = self.yy.sum() - 2 * (W * self.yx).sum() + (W * (W @ self.xx)).sum()
+        return float(left / self.yy.sum().clamp_min(1e-30))
+
+    def split(self) -> list["Moments"]:
+        """Those of each group of channels."""
+        values = (self.xx, self.yx, self.yy, self.x, self.y)
+        return [Moments(*parts, self.count) for parts in zip(*(value.split(1) for value in values), strict=True)]
+
 
 class Problem:
     """The least squares of one layer whose channels are all connected.
@@ -90,12 +101,6 @@ class Problem:
         """tr(G (W H W' - 2 W C')) of `weight` (O, p), with the diagonal of G alone where rows are not coupled."""
         W, G = weight.to(self.H), torch.diag(self.cost) if self.coupling is None else self.coupling
         return float((W * (G @ (W @ self.H - 2 * self.C))).sum())
-
-    def error(self, weight: Tensor) -> float:
-        """What `weight` (O, p) leaves of the outputs' variance, 0 to 1 for a fit: the relative error of the layer."""
-        W, m = weight.double(), self.moments
-        left = m.yy[0].sum() - 2 * (W * m.yx[0]).sum() + (W * (W @ m.xx[0])).sum()
-        return float(left / m.yy[0].sum().clamp_min(1e-30))
 
     def prices(self, N: int, size: int, rate: float, order: Tensor) -> Tensor:
         """What it costs to remove each block at its turn, (groups of N rows, blocks); of those that stay, infinity.
@@ -135,9 +140,12 @@ class Problem:
         return W if self.coupling is None else _descend(W, mask, self.H, self.C, self.coupling, STEPS)
 
 
-def least_squares(means: Moments, weight: Tensor) -> Tensor:
-    """The weight (O, p) without zeros of least squares; with groups of channels, each group by itself."""
+def least_squares(means: Moments, weight: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The weight (O, p) of least squares, zero where `mask` (O, p) is; with groups of channels, each by itself."""
     G, p = means.x.shape
+    if mask is not None:
+        parts = zip(means.split(), weight.chunk(G), mask.chunk(G), strict=True)
+        return torch.cat([Problem(of, rows, torch.ones_like(rows[:, 0])).refit(kept) for of, rows, kept in parts])
     ridge = RIDGE * means.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
     H = means.xx + ridge * torch.eye(p, dtype=means.xx.dtype, device=weight.device)
     C = means.yx + ridge * weight.double().view(G, -1, p)

@@ -74,17 +74,19 @@ def repair(
     calls = Counter(node.target for node in walk.graph.nodes if node.op == "call_module")
     masks = {name: mask for name, mask in masks.items() if calls[name]}
     result.left_out = {name: "called more than once: it stays as it is" for name in masks if calls[name] > 1}
-    costs = fisher(dense, list(masks), batches, fisher_pictures)
+    grouped = {name for name in masks if getattr(network.get_submodule(name), "groups", 1) > 1}
+    costs = fisher(dense, [name for name in masks if name not in grouped], batches, fisher_pictures)
     fitted = set()
     for node in walk:
         layer = walk.module(node)
         if calls[node.target] > 1:
             continue
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            if node.target in masks:
-                done = fit_masked(walk, node, masks[node.target], costs.get(node.target), choose, result)
+            mask = masks.get(node.target)
+            if mask is not None and node.target not in grouped:
+                done = fit_masked(walk, node, mask, costs.get(node.target), choose, result)
             else:
-                done = walk.inputs_differ(node) and fit_whole(walk, node, result)
+                done = (mask is not None or walk.inputs_differ(node)) and fit_rows(walk, node, mask, result)
             fitted |= {node} if done else set()
         elif isinstance(layer, nn.BatchNorm2d) and walk.inputs_differ(node) and fitted.isdisjoint(node.all_input_nodes):
             shift_norm(walk, node)
@@ -93,8 +95,7 @@ def repair(
 
 def masks_of(network: nn.Module) -> dict[str, Tensor]:
     """Layer -> bool mask of its weight: the mask that it has, or, in a plain layer, where its weight is not zero."""
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
-    layers |= {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     masked = masked_layers(network)
     return {name: (layer.mask if name in masked else layer.weight) != 0 for name, layer in layers.items()}
 
@@ -143,17 +144,17 @@ def fit_masked(
         means = measure_cut(walk, node, out, fitted, means, moments.xx).means(centred)
         problem = Problem(means, dense, cost)
         fitted = problem.refit(mask.flatten(1))
-    result.errors[name] = problem.error(fitted)
-    hidden = layer.weight if isinstance(layer, ScoredConv2d | ScoredLinear) else 0.0  # by its mask, which may change
-    layer.weight.copy_(torch.where(mask, fitted.view_as(weight).to(weight), hidden))
+    result.errors[name] = problem.moments.error(fitted)
+    set_weight(layer, fitted, mask)
     set_mean(walk, node, out, fitted, means)
     return True
 
 
-def fit_whole(walk: Walk, node: torch.fx.Node, result: Repaired) -> bool:
-    """Fit a layer without zeros, whose inputs have changed, if there are positions enough.
+def fit_rows(walk: Walk, node: torch.fx.Node, mask: Tensor | None, result: Repaired) -> bool:
+    """Fit each filter of a layer by itself, if there are positions enough.
 
-    Depthwise convolutions and the classifier are such layers. Returns whether the mean of its outputs is set, too.
+    Such are layers without zeros whose inputs have changed, as depthwise convolutions and the classifier, and pruned
+    ones of several groups, which keep their mask. Returns whether the mean of its outputs is set, too.
     """
     layer, weight = walk.module(node), walk.module(node, DENSE).weight
     inputs = weight[0].numel()
@@ -166,11 +167,22 @@ def fit_whole(walk: Walk, node: torch.fx.Node, result: Repaired) -> bool:
         result.left_out[node.target] = f"{few}: it stays as it was"
         return False
     means = moments.means(centred=out.norm is not None or layer.bias is not None)
-    fitted = least_squares(means, weight.flatten(1))
-    layer.weight.copy_(fitted.view_as(weight))
+    fitted = least_squares(means, weight.flatten(1), None if mask is None else mask.flatten(1))
+    if mask is not None:
+        result.errors[node.target] = means.error(fitted)
+    set_weight(layer, fitted, mask)
     if not out.norm:  # else the norm is shifted by the means over all places, which are more exact than those of a few
         set_mean(walk, node, out, fitted, means)
     return not out.norm
+
+
+def set_weight(layer: nn.Module, fitted: Tensor, mask: Tensor | None) -> None:
+    """Give a layer the weight (O, p), where `mask` (O, I, ...) keeps it."""
+    weight = layer.weight
+    fitted = fitted.view_as(weight).to(weight)
+    if mask is not None:  # a weight that is hidden by its mask stays, as the mask may change
+        fitted = torch.where(mask, fitted, weight if isinstance(layer, ScoredConv2d | ScoredLinear) else 0.0)
+    weight.copy_(fitted)
 
 
 def set_mean(walk: Walk, node: torch.fx.Node, out: Outlet, fitted: Tensor, means: Moments) -> None:
@@ -213,7 +225,7 @@ def fisher(dense: nn.Module, names: list[str], batches: list[Tensor], most: int)
     try:
         with evaluating(dense):
             for images in batches:
-                if seen >= most:
+                if seen >= most or not names:
                     break
                 seen += len(images)
                 outputs.clear()
@@ -223,7 +235,8 @@ def fisher(dense: nn.Module, names: list[str], batches: list[Tensor], most: int)
                 gradients = torch.autograd.grad(loss, [outputs[name] for name in names])
                 images.requires_grad_(False)
                 for name, gradient in zip(names, gradients, strict=True):
-                    g = gradient.movedim(1, 0).flatten(1) if gradient.dim() == 4 else gradient.flatten(0, -2).mT
+                    channels = -1 if isinstance(layers[name], nn.Linear) else 1
+                    g = gradient.movedim(channels, 0).flatten(1)
                     result[name] = result.get(name, 0) + (g @ g.mT).double()
     finally:
         for hook in hooks:

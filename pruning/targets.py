@@ -122,8 +122,10 @@ def places(walk: Walk, node: torch.fx.Node, out: Outlet) -> Iterator[tuple[Tenso
 
 def sampled(layer: nn.Module, x: Tensor, y: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Columns (G, positions, p) and outputs (G, positions, O / G) at the same places, `most`, of each picture."""
-    if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)[None], y.flatten(0, -2)[None]
+    if isinstance(layer, nn.Linear):  # channels last: (B, I), (B, tokens, I) or (B, H, W, I)
+        x, y = (value.reshape(len(value), -1, value.shape[-1]) for value in (x, y))
+        at = torch.randperm(y.shape[1], generator=generator)[: min(most, max(1, NUMBERS // x[:, 0].numel()))]
+        return tuple(value[:, at.to(value.device)].flatten(0, 1)[None] for value in (x, y))
     (kh, kw), (sh, sw), (dh, dw), groups = layer.kernel_size, layer.stride, layer.dilation, layer.groups
     if any(layer._reversed_padding_repeated_twice):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode

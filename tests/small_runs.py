@@ -9,9 +9,9 @@ from utils.loss import Loss
 from utils.run import Run
 
 
-def small_network() -> nn.Sequential:
+def small_network(num_classes: int = 10) -> nn.Sequential:
     layers = [layer for i in (3, 8, 8) for layer in (nn.Conv2d(i, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 
 
 def run_of(name: str, ema: float | None = None, **options) -> tuple[Run, data.Loader]:

@@ -180,6 +180,22 @@ def test_a_run_of_the_users_own_network(own: str, tmp_path, capsys):
     assert "ONNX Runtime agrees" in capsys.readouterr().out
 
 
+def test_a_pruned_plain_network_is_repaired_to_its_librarys_dense_one(tmp_path: Path, capsys):
+    """The pruned file has plain layers, the dense one the library's: catches a file that is read into the other's."""
+    name = "timm/test_efficientnet"
+    dense = shaken(models.create_model(name, 10, 1))
+    torch.save(dense.state_dict(), tmp_path / "dense.pth")
+    assert "BatchNormAct2d" in in_words(models.plainify(dense))
+    pruned = dense.get_submodule("blocks.0.0.conv")
+    with torch.no_grad():
+        pruned.weight[:4] = 0
+    models.save_checkpoint(tmp_path / "pruned.pt", dense)
+    words = ["--arch", name, "--image_size", "16", "--method", "dense", "--num_epochs", "0", "--calibration", "32"]
+    words += ["--repair", "--pretrained_model", str(tmp_path / "pruned.pt")]
+    imagenet.main([*words, "--dense_model", str(tmp_path / "dense.pth"), "--job_dir", str(tmp_path / "job")])
+    assert "repaired: 1 layers on 32 pictures" in capsys.readouterr().out
+
+
 # --- plain layers -----------------------------------------------------------------------------------------------------
 
 

@@ -11,17 +11,18 @@ NETWORKS = {  # network -> why a stage is refused
     "timm/test_resnet": {},
     "timm/test_convnext": {"resrep": "no layer whose channels", "stripe": "no convolution with a batch norm"},
     "timm/test_nfnet": {"stripe": "no convolution with a batch norm behind it"},
-    "timm/mobilenetv4_conv_small_035": {},
-    "timm/lcnet_050": {},
     "timm/starnet_s050": {},
     "timm/regnety_002": {},
     "timm/tf_mobilenetv3_small_minimal_100": {},
     "torchvision/shufflenet_v2_x0_5": {},
     "torchvision/squeezenet1_1": {"stripe": "no convolution with a batch norm behind it"},
+    "timm/mobilenetv4_conv_small_035": {},
+    "timm/lcnet_050": {},
 }
+SLOW = list(NETWORKS)[-2:]  # made of the same layers as others
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_a_network_of_others_is_pruned_with_its_function_kept(name: str):
     """Every method proves that its last step keeps the outputs; these must differ between pictures to prove much."""
     record = zoo.examine(name, 64, STAGES)
