@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RIDGE = 0.01  # of the mean diagonal of H; between 0.001 and 0.1 accuracy hardly depends on it
+ROUNDING = 1e-4  # of an input's squared mean: a variance that is smaller is what float32 leaves of a constant input
 MIX = 0.5  # the share of the identity that is added to G, so that no error is free
 STEPS = 40  # of conjugate gradients
 SHARE = 16  # a round of the elimination removes this part of the blocks that are left
@@ -61,6 +62,8 @@ class Moments:
         xx, yx, yy, x, y = (getattr(self, name) / self.count for name in ("xx", "yx", "yy", "x", "y"))
         if centred:  # something behind the layer adds the mean of the error: a batch norm, or its own bias
             xx, yx, yy = xx - x[:, :, None] * x[:, None], yx - y[:, :, None] * x[:, None], yy - y.square()
+            varies = xx.diagonal(dim1=1, dim2=2) > ROUNDING * x.square()
+            xx, yx = xx * varies[:, :, None] * varies[:, None], yx * varies[:, None]
         return Moments(xx, yx, yy, x, y, 1)
 
     def error(self, weight: Tensor) -> float:

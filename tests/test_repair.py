@@ -17,7 +17,7 @@ import imagenet
 import pruning
 from pruning import reconstruction
 from pruning.layers import masked_layers
-from pruning.reconstruction import Moments, Problem
+from pruning.reconstruction import Moments, Problem, least_squares
 from pruning.repair import repair
 from pruning.score import Calibration
 from pruning.targets import sampled
@@ -154,6 +154,15 @@ def test_dead_inputs_go_first_and_cost_nothing():
     assert of.moments.error(of.refit(mask)) == pytest.approx(
         of.moments.error(of.refit(torch.ones_like(mask))), abs=1e-9
     )
+
+
+def test_inputs_that_never_change_can_be_fitted():
+    """Catches variances that rounding makes negative, which have no square root."""
+    x = torch.full((1, 3000, 6), 0.1) * torch.arange(1, 7)
+    means, weight = Moments.of(x, x @ torch.ones(6, 4)).means(centred=True), torch.ones(4, 6)
+    mask = torch.arange(24).view(4, 6) % 3 > 0
+    assert torch.allclose(Problem(means, weight, torch.ones(4)).refit(mask), mask.double())
+    assert torch.allclose(least_squares(means, weight), weight.double())
 
 
 def test_rows_that_form_blocks_can_stand_anywhere():
