@@ -39,7 +39,7 @@ def machine() -> targets.Machine:
     return replace(here, core=replace(here.core, fork_cycles=0))
 
 
-def onnx_runtime(path, x: np.ndarray) -> np.ndarray:
+def onnx_runtime(path, x: np.ndarray) -> np.ndarray | list[np.ndarray]:
     """Every node for itself, in float32: the rules to the letter, without the kernels for integers."""
     import onnxruntime
 
@@ -47,7 +47,8 @@ def onnx_runtime(path, x: np.ndarray) -> np.ndarray:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    made = session.run(None, {session.get_inputs()[0].name: x})
+    return made[0] if len(made) == 1 else made
 
 
 # single layers
@@ -217,7 +218,7 @@ def is_exact(machine, case, path) -> None:
 @example(case=case_of(channels=33, rows=33, density=1.0, gather=False, weights="uint8"))
 @example(case=case_of(density=0.0, other="added to what is rounded", size=(2, 3)))
 @given(case=layers())
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=1, deadline=None, derandomize=True)
 def test_integers_are_multiplied_exactly(tmp_path_factory, machine, case):
     """Any rounding at a wrong place, and any channel, tap or pixel that is missed, read twice or not there."""
     is_exact(machine, case, tmp_path_factory.mktemp("int8") / "m.onnx")
@@ -232,7 +233,7 @@ def test_many_more_integers_are_multiplied_exactly(tmp_path_factory, machine, ca
 
 
 @runs
-@pytest.mark.parametrize("front", ["none", "depthwise"])
+@pytest.mark.parametrize("front", ["none", pytest.param("depthwise", marks=pytest.mark.slow)])
 def test_the_number_of_threads_changes_no_bit(tmp_path, machine, front):
     """Tasks that overlap, or that compute other groups of rows than they were given."""
     case = case_of(batch=2, front=front, channels=65, **(WIDE_WINDOW if front == "depthwise" else {}))
@@ -247,14 +248,15 @@ def test_the_number_of_threads_changes_no_bit(tmp_path, machine, front):
 # whole files
 
 
-def is_right(path, x: np.ndarray) -> None:
-    """In float32, and in int8 with as much as can be in NCHWc."""
-    right = onnx_runtime(path, x)
-    for dtype, total in (("float32", layout.total), ("int8", lambda costs, nchwc: -len(nchwc))):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layout, "total", total)
-            library = deploy.compile_onnx(path, threads=1, dtype=dtype)
-        np.testing.assert_array_equal(library.run(x), right, err_msg=dtype)
+EITHER = pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
+
+
+def is_right(path, x: np.ndarray, dtype: str) -> None:
+    """With as much as can be in NCHWc."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "total", lambda costs, nchwc: -len(nchwc))
+        library = deploy.compile_onnx(path, threads=1, dtype=dtype)
+    np.testing.assert_array_equal(library.run(x), onnx_runtime(path, x))
 
 
 SHAPE = (2, 32, 8, 8)
@@ -338,12 +340,30 @@ def with_a_scale_a_channel(f: File) -> str:
 
 
 @runs
+@EITHER
 @pytest.mark.parametrize("make", [pools, joined, gated, used_in_many_ways, residuals, with_a_scale_a_channel])
-def test_roundings_stay_where_the_file_has_them(tmp_path, make):
+def test_roundings_stay_where_the_file_has_them(tmp_path, make, dtype):
     """A fusion that moves an activation or a sum across a rounding, or that rounds what another node reads, too."""
     f = File()
     y = make(f)
-    is_right(f.save(tmp_path / "m.onnx", SHAPE, y), pictures())
+    is_right(f.save(tmp_path / "m.onnx", SHAPE, y), pictures(), dtype)
+
+
+@runs
+def test_smooth_activations_between_roundings_are_one_step_off_at_most(tmp_path):
+    """They are rounded in float32, too, so a value beside the middle of two steps may go to either."""
+    f, step = File(), 2.0**-5
+    a = f.rounded(pointwise(f, f.rounded("x", "q", 1.0, U8(100)), "a"), "aq", 16.0, U8(128))
+    a = f.rounded(f.node("Mul", [a, f.constant("small", np.float32(2.0**-9))], "b"), "bq", step, U8(128))
+    kinds = ("HardSwish", "HardSigmoid", "Sigmoid")
+    ends = [f.rounded(f.node(kind, [a], kind), f"{kind}q", step, U8(12)) for kind in kinds]
+    ends.append(f.rounded(f.node("Mul", [a, "Sigmoid"], "swish"), "swishq", step, U8(12)))
+    path, x = f.save(tmp_path / "m.onnx", SHAPE, *ends), pictures()
+    right = dict(zip(ends, onnx_runtime(path, x), strict=True))
+    for dtype in ("float32", "int8"):
+        for name, made in deploy.compile_onnx(path, threads=1, dtype=dtype).run(x).items():
+            np.testing.assert_allclose(made, right[name], atol=step, rtol=0)
+            assert (made == right[name]).mean() > 0.99
 
 
 def one_layer(f: File, weight: str, x: str | None = None) -> str:
@@ -368,23 +388,25 @@ WEIGHTS = {
 
 
 @runs
+@EITHER
 @pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights_are_multiplied_as_they_are_meant(tmp_path, kind):
+def test_weights_are_multiplied_as_they_are_meant(tmp_path, kind, dtype):
     """Scales of another axis, or zero points, that are taken for those of the rows; -128; a division by zero."""
     f = File()
-    is_right(f.save(tmp_path / "m.onnx", SHAPE, one_layer(f, WEIGHTS[kind](f)), opset=21), pictures())
+    is_right(f.save(tmp_path / "m.onnx", SHAPE, one_layer(f, WEIGHTS[kind](f)), opset=21), pictures(), dtype)
 
 
 @runs
+@EITHER
 @pytest.mark.parametrize("weight", ["int8", "float32"])
-def test_pictures_that_are_not_rounded_are_multiplied_in_float32(tmp_path, weight):
+def test_pictures_that_are_not_rounded_are_multiplied_in_float32(tmp_path, weight, dtype):
     """What a kernel of float32 stores in steps of a grid has to be divided by the length of a step."""
     f = File()
     whole = f.weight("w", numbers(32, 32, 1, 1), np.full(32, 0.5))
     if weight == "float32":
         whole = f.constant("v", numbers(32, 32, 1, 1) * np.float32(0.5))
     x = f.node("Mul", ["x", f.constant("half", np.float32(0.5))], "halves")
-    is_right(f.save(tmp_path / "m.onnx", SHAPE, one_layer(f, whole, x)), pictures())
+    is_right(f.save(tmp_path / "m.onnx", SHAPE, one_layer(f, whole, x)), pictures(), dtype)
 
 
 @runs
@@ -421,7 +443,7 @@ def agrees(path, batches: list[np.ndarray], whole, least: int) -> None:
     whole: the file before it was quantised, of which int8 keeps every block of zeros. least: sparse layers in int8.
     """
     right, found = [onnx_runtime(path, x) for x in batches], {}
-    for dtype, most in (("float32", 0.02), ("int8", 0.02), ("bfloat16", 0.04)):
+    for dtype, most in {"float32": 0.02, "int8": 0.02, "bfloat16": 0.04}.items():
         library = deploy.compile_onnx(path, threads=1, dtype=dtype)
         apart = [np.abs(library.run(x) - y).max() for x, y in zip(batches, right, strict=True)]
         assert max(apart) < most * np.abs(right).max(), dtype
