@@ -18,8 +18,9 @@ demo: $(READY)
 		--pretrained_model $(OUT)/dense/checkpoint/final.pt --num_epochs 6 --lr 0.02 --export_onnx --job_dir $(OUT)/1x4
 	$(BIN)/python model_tune.py --onnx_path $(OUT)/1x4/model.onnx --bsr 4 --bsc 1 --sparsity 0.5 --threads 1
 
+# Two processes of one thread each: on two cores, two with two threads each would wait for one another.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
