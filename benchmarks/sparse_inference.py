@@ -208,6 +208,12 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
     for name, fact in facts.items():
         if "absent" in fact:
             print(f"  {PEERS[name].title} is not timed: {fact['absent']}", flush=True)
+    # Random weights make much of a rounding: bfloat16 may be as far from float32 as twice what OpenVINO's is.
+    rounding = {}
+    if "openvino_default" in runners:
+        theirs = measure.compare(runners["openvino_default"], measure.peer(dense, threads), pictures, 1)[0]
+        rounding["bfloat16"] = 2 * theirs
+        print(f"  OpenVINO as installed differs from ONNX Runtime by {theirs:.1e}", flush=True)
     sparse = [name for name in runners if PEERS[name].sparse]
     found, absent = {}, {}
     for point, file in files.items():
@@ -221,7 +227,7 @@ def measure_network(files: dict[str, Path], threads: int, runs: int) -> dict:
         library = deploy.compile_onnx(source, threads=threads, dtype=dtype)
         seconds = time.perf_counter() - start
         error, top1 = measure.compare(library.run, measure.peer(source, threads), pictures, 1)
-        if not error <= proof.allowed(dtype, source, pictures, 1):
+        if not error <= max(proof.allowed(dtype, source, pictures, 1), rounding.get(dtype, 0.0)):
             raise ValueError(f"{source}: the {dtype} library differs from ONNX Runtime by {error:.1e}")
         found[point] = {"compile_s": round(seconds, 2), "error": error, "top1": top1, **work(file, dtype)}
         print(f"  {Point.parse(point).label}: compiled in {seconds:.1f} s, error {error:.1e}", flush=True)
