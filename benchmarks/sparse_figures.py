@@ -17,7 +17,7 @@ def draw(entries: list[dict], path: Path) -> None:
 
     names = list(dict.fromkeys(title(entry) for entry in entries))
     counts = sorted({entry["threads"] for entry in entries})
-    figure = Figure(figsize=(3.4 * len(names), 3 * len(counts)), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(names), 4.2 * len(counts)), layout="constrained")
     panels = figure.subplots(len(counts), len(names), squeeze=False)
     for axes in panels.flat:
         axes.set_visible(False)  # until an entry fills it
@@ -33,7 +33,7 @@ def draw(entries: list[dict], path: Path) -> None:
         axes.set(title=f"{title(entry)}, {entry['threads']} thread(s)", xlabel="sparsity, %", ylabel="ms", visible=True)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # clear of the lines
     save(figure, path)
 
 
@@ -41,7 +41,7 @@ def draw_accuracy(entries: list[dict], accuracy: dict[Point, float], path: Path)
     """Top-1 against latency: a panel a number of threads, a line a block length from dense on; peers are dashed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(entries), 3.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(entries), 4.7), layout="constrained")
     for axes, entry in zip(figure.subplots(1, len(entries), squeeze=False).flat, entries, strict=True):
         times = {point: build["ms"]["median"] for point, build in builds(entry).items() if point in accuracy}
         for N in sorted({point.N for point in times} - {0}):
@@ -50,7 +50,7 @@ def draw_accuracy(entries: list[dict], accuracy: dict[Point, float], path: Path)
         dashed_peers(axes.axvline, entry)
         axes.set(title=f"{title(entry)}, {entry['threads']} thread(s)", xlabel="ms", ylabel="top-1, %")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     save(figure, path)
 
 

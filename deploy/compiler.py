@@ -62,6 +62,8 @@ def compile_graph(
     """
     threads = threads or machine.cores()
     aim = find_machine(target).with_dtype(dtype)
+    if dtype == "int8" and not graph.quantised:
+        raise ValueError(f"dtype int8: {path} has no QuantizeLinear, so nothing in it has 8 bits (deploy.quantise)")
     from .codegen import build, program  # late: if TVM is missing, find_machine has said so
     from .plan.cost import CostModel
     from .plan.layout import make_plan

@@ -44,13 +44,6 @@ CORES = {
     "znver5": Row(Core(l1_bytes=48 * 1024, l2_rate=45, l3_rate=27), frozenset({"avx512bf16", "avxvnni"}), fitted=False),
 }
 
-# Dot products, by the feature that has them: the type they multiply, and how many neighbours a 32-bit sum adds up.
-DOT_PRODUCTS = {
-    "avx512bf16": ("bfloat16", 2), "avx512vnni": ("int8", 4), "avxvnni": ("int8", 4),
-    "amx-bf16": ("bfloat16", 2), "amx-int8": ("int8", 4),
-    "dotprod": ("int8", 4), "i8mm": ("int8", 8), "bf16": ("bfloat16", 2),
-}  # fmt: skip
-
 # Features of which kernels for a type need one.
 DTYPES = {"float32": frozenset(), "bfloat16": frozenset({"avx512bf16"}), "int8": frozenset({"avx512vnni"})}
 
@@ -73,11 +66,6 @@ class Machine:
     def requires(self) -> dict:
         """What a processor needs to run what is compiled for this one, as deploy.json lists it."""
         return {"architecture": _family(self.target), "features": sorted(self.features)}
-
-    @property
-    def dot_products(self) -> dict[str, tuple[str, int]]:
-        """The rows of DOT_PRODUCTS that it has."""
-        return {feature: facts for feature, facts in DOT_PRODUCTS.items() if feature in self.features}
 
     @property
     def itemsize(self) -> int:

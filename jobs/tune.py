@@ -32,7 +32,7 @@ def compile_and_save(options) -> None:
     network = read(options, options.onnx_path, write)
     blocks.check(network, options.bsr)
     known = labelled(options, network) if options.data else None
-    types = types_of(options, quantised(network))
+    types = types_of(options, network.quantised)
     device = remote.Device(options.rpc, options.key) if options.rpc else None
     here = not device and not processor.lacking(targets.find_machine(options.target).requires)
     if options.dtype == "auto" and not (device or here):
@@ -62,11 +62,6 @@ def compile_and_save(options) -> None:
 
 def read(options, path: Path | str, write=dump.forget) -> "Graph":
     return passes.simplify(reader.read_onnx(path, options.batch, options.image_size), write)
-
-
-def quantised(network: "Graph") -> bool:
-    """Whether the file says what its maps are rounded to."""
-    return any(node.grid for node in network.nodes)
 
 
 def labelled(options, network: "Graph") -> Labelled:
@@ -121,7 +116,7 @@ def onnx_files(options, network: "Graph", known: Labelled | None, images: np.nda
     where the file is only timed.
     """
     path = Path(options.onnx_path)
-    if quantised(network):
+    if network.quantised:
         return Files(f"{path} is quantised, and the network in float32 is not given", path)
     if not int8:
         return Files(path, "no int8 file is wanted")
@@ -145,7 +140,7 @@ def quantiser(options) -> dict:
 
 def build(options, dtype: str, network: "Graph", where: Files, device, write) -> Build:
     """Compile the network in a type, sparse and dense."""
-    if dtype == "int8" and not quantised(network):
+    if dtype == "int8" and not network.quantised:
         network = read(options, where.int8, write)
     common = {"target": options.target, "threads": options.threads, "tune": options.tune, "device": device}
     common["dtype"] = dtype
@@ -154,7 +149,7 @@ def build(options, dtype: str, network: "Graph", where: Files, device, write) ->
     compiled = {"tvm_dense": dense, "tvm_sparse": sparse}
     libraries = {name: remote.RemoteLibrary(one, device) for name, one in compiled.items()} if device else compiled
     grids = [network.grid(tensor) for tensor in network.outputs.values()]
-    return Build(dtype, quantised(network), grids, compiled, libraries)
+    return Build(dtype, network.quantised, grids, compiled, libraries)
 
 
 def origin(options, where: Files, known: Labelled | None) -> dict:

@@ -17,8 +17,8 @@ pytest.importorskip("tvm")
 from onnx import TensorProto, helper
 from plan_oracle import oracle_of_grids as oracle
 from qdq import File
-from test_deploy import prune
-from test_deploy_narrow import compiled, integers, network_file, sparse_integers
+from test_deploy import prune, small_file
+from test_deploy_narrow import compiled, geometries, integers, network_file, sparse_integers
 
 import deploy
 from deploy import targets
@@ -73,22 +73,10 @@ ZEROS = [0, 7, 128, 255]
 @st.composite
 def layers(draw):
     """A quantised convolution of any geometry, what is around it, and which of the candidate kernels computes it."""
-    kernel, dilation = draw(st.sampled_from([(1, 1), (1, 1), (3, 3), (5, 5), (1, 3), (2, 2)])), (1, 1)
-    if kernel != (1, 1):
-        dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2)]))
-    size = draw(st.sampled_from([(2, 2), (3, 3), (4, 4), (7, 7), (5, 9), (14, 14), (17, 20), (33, 3), (3, 40)]))
-    stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (2, 1), (3, 3)]))
-    least = [(k - 1) * d + 1 + s for k, d, s in zip(kernel, dilation, stride, strict=True)]  # for more than one output
     return {
-        "front": draw(st.sampled_from(["none", "none", "depthwise", "expansion"])),
-        "batch": draw(st.sampled_from([1, 1, 2])),
+        **draw(geometries()),
         "channels": draw(st.sampled_from([1, 3, 4, 5, 16, 17, 33, 64, 65, 97])),
         "rows": draw(st.sampled_from([3, 5, 16, 17, 32, 33, 48, 64, 65, 97])),
-        "kernel": kernel,
-        "size": tuple(map(max, size, least)),
-        "stride": stride,
-        "pad": tuple(draw(st.integers(0, k // 2)) for k in kernel),
-        "dilation": dilation,
         "block": draw(st.sampled_from([1, 2, 4, 8, 16, 32])),
         "density": draw(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0])),
         "fine": draw(st.booleans()),
@@ -565,3 +553,11 @@ def test_a_processor_without_the_instruction_is_refused_in_one_line(tmp_path):
             deploy.compile_onnx(path, target=name, dtype="int8")
         assert "\n" not in str(caught.value)
         assert deploy.compile_onnx(path, target=name).info["dtype"] == "float32"
+
+
+@runs
+def test_a_file_that_is_not_quantised_is_not_called_int8(tmp_path):
+    """Every layer would stay float32, and deploy.json would say int8."""
+    with pytest.raises(ValueError, match="has no QuantizeLinear") as caught:
+        deploy.compile_onnx(small_file(tmp_path / "float.onnx"), dtype="int8")
+    assert "\n" not in str(caught.value)

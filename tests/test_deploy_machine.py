@@ -36,7 +36,6 @@ def test_a_virtual_machine_that_is_called_otherwise_keeps_its_features(monkeypat
     extra = {"amx-tile", "amx-bf16", "amx-int8", "avx512bf16", "avxvnni"}
     machine = native(monkeypatch, "rocketlake", AVX512 | extra)
     assert extra <= machine.features
-    assert {"avx512bf16", "amx-bf16", "amx-int8"} <= machine.dot_products.keys()
     assert "+amx-bf16" in str(machine.target)
     assert "-prefer-256-bit" in str(machine.target)
     assert not machine.known  # so it is measured
@@ -45,7 +44,10 @@ def test_a_virtual_machine_that_is_called_otherwise_keeps_its_features(monkeypat
 def test_features_that_the_name_promises_but_the_processor_lacks_are_not_used(monkeypatch):
     hidden = {name for name in AVX512 if not name.startswith("avx512")}
     machine = native(monkeypatch, "znver4", hidden)
-    assert (machine.lanes, machine.registers, machine.dot_products) == (8, 16, {})
+    assert (machine.lanes, machine.registers) == (8, 16)
+    for dtype in ("bfloat16", "int8"):
+        with pytest.raises(ValueError, match=f"dtype {dtype}: native has none of"):
+            machine.with_dtype(dtype)
     assert not machine.known  # a Zen 4 without AVX-512 is none that kernels were fitted to
 
 

@@ -82,8 +82,8 @@ WIDE_WINDOW = {"kernel": (3, 3), "pad": (1, 1)}
 
 
 @st.composite
-def layers(draw):
-    """A convolution of any geometry, what is in front of it, and which of the candidate kernels computes it."""
+def geometries(draw):
+    """The window of a convolution, the map under it, and what is in front of it."""
     kernel, dilation = draw(st.sampled_from([(1, 1), (1, 1), (3, 3), (5, 5), (1, 3), (2, 2)])), (1, 1)
     if kernel != (1, 1):
         dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2)]))
@@ -93,13 +93,21 @@ def layers(draw):
     return {
         "front": draw(st.sampled_from(["none", "none", "depthwise", "expansion"])),
         "batch": draw(st.sampled_from([1, 1, 2])),
-        "channels": draw(st.sampled_from([1, 3, 5, 16, 17, 24, 31, 32, 33, 34, 40, 64, 97])),
-        "rows": draw(st.sampled_from([16, 17, 32, 33, 40, 48, 64, 97])),
         "kernel": kernel,
         "size": tuple(map(max, size, least)),
         "stride": stride,
         "pad": tuple(draw(st.integers(0, k // 2)) for k in kernel),
         "dilation": dilation,
+    }
+
+
+@st.composite
+def layers(draw):
+    """A convolution of any geometry, what is in front of it, and which of the candidate kernels computes it."""
+    return {
+        **draw(geometries()),
+        "channels": draw(st.sampled_from([1, 3, 5, 16, 17, 24, 31, 32, 33, 34, 40, 64, 97])),
+        "rows": draw(st.sampled_from([16, 17, 32, 33, 40, 48, 64, 97])),
         "block": draw(st.sampled_from([16, 32])),
         "density": draw(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0])),
         "fine": draw(st.booleans()),

@@ -18,7 +18,7 @@ from ..targets import Machine
 from .emit import pick
 from .family import Schedule, Workload
 from .instructions import Narrow, interleave, turned, turns
-from .product import Columns, kept_rows
+from .product import Columns, kept_rows, shared_length
 from .tiles import Strip, strips
 
 PIXELS = 16  # that are transposed, and interleaved, together
@@ -152,12 +152,6 @@ def _whole(pixels: int) -> int:
     return -(-pixels // PIXELS) * PIXELS
 
 
-def rounded(count: int) -> int:
-    """A little more, so that layers of one shape whose masks differ have arrays of one length, and share their code."""
-    step = 1 << max(0, count.bit_length() - 4)
-    return -(-count // step) * step
-
-
 def columns_of(
     node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.ndarray, x: Layout, taps: Taps, tiles, dot: int
 ) -> tuple[Gather, list[Columns], list[np.ndarray]]:
@@ -186,8 +180,8 @@ def columns_of(
         columns.append(Columns(mine[number], tap, dot * number * pixels + of_tap[tap]))
         gathered.append(there * pixels)
     counts = [len(some) for some in gathered]
-    total = max(1, rounded(sum(counts)))
-    gather = Gather(len(counts), total, max(1, rounded(max(counts))), dot, x.blocks, x.block, width, pixels)
+    total = shared_length(sum(counts))
+    gather = Gather(len(counts), total, shared_length(max(counts)), dot, x.blocks, x.block, width, pixels)
     every = np.concatenate(gathered)
     arrays = [np.cumsum([0, *counts]), np.pad(every, ((0, total - len(every)), (0, 0))).reshape(-1)]
     return gather, columns, [a.astype(np.int32) for a in arrays]

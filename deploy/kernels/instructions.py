@@ -63,25 +63,20 @@ define linkonce_odr <{n} x i8> @steps_{n}(<{n} x float> %x, <{n} x i32> %zero) a
   ret <{n} x i8> %bytes
 }}
 """
-_DOT = {
-    "avx512bf16": """
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define linkonce_odr <16 x float> @dot_bfloat16_16(<16 x float> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {
-  %a = bitcast <16 x i32> %x to <32 x bfloat>
-  %b = bitcast <16 x i32> %y to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
-  ret <16 x float> %r
-}
-""",
-    "avx512vnni": """
-declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
-define linkonce_odr <16 x i32> @dot_int8_16(<16 x i32> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {
-  %a = bitcast <16 x i32> %x to <64 x i8>
-  %b = bitcast <16 x i32> %y to <64 x i8>
-  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sum, <64 x i8> %a, <64 x i8> %b)
-  ret <16 x i32> %r
-}
-""",
+_DOT = """
+declare <16 x {sum}> @{instruction}(<16 x {sum}>, <{n} x {number}>, <{n} x {number}>)
+define linkonce_odr <16 x {sum}> @dot_{name}_16(<16 x {sum}> %sum, <16 x i32> %x, <16 x i32> %y) alwaysinline {{
+  %a = bitcast <16 x i32> %x to <{n} x {number}>
+  %b = bitcast <16 x i32> %y to <{n} x {number}>
+  %r = call <16 x {sum}> @{instruction}(<16 x {sum}> %sum, <{n} x {number}> %a, <{n} x {number}> %b)
+  ret <16 x {sum}> %r
+}}
+"""
+_BFLOAT16 = {"name": "bfloat16", "sum": "float", "n": 32, "number": "bfloat"}
+_INT8 = {"name": "int8", "sum": "i32", "n": 64, "number": "i8"}
+_DOTS = {  # by the feature that has the instruction
+    "avx512bf16": _BFLOAT16 | {"instruction": "llvm.x86.avx512bf16.dpbf16ps.512"},
+    "avx512vnni": _INT8 | {"instruction": "llvm.x86.avx512.vpdpbusd.512"},
 }
 _INTERLEAVE = """
 define linkonce_odr <{n} x i{bits}> @interleave_{name}_{bits}(<{n} x i{bits}> %a, <{n} x i{bits}> %b) alwaysinline {{
@@ -123,7 +118,7 @@ def instructions(machine: Machine) -> str:
         for name, some in (("low", order[:n]), ("high", order[n:])):
             shuffles.append(_INTERLEAVE.format(n=n, bits=bits, name=name, order=", ".join(some)))
     shuffles.append(_TURNS.format(**_turns()))
-    dots = [text for feature, text in _DOT.items() if feature in machine.features]
+    dots = [_DOT.format(**facts) for feature, facts in _DOTS.items() if feature in machine.features]
     return "".join([*(text.format(n=n) for text in (_ROUND, _STEPS) for n in _WIDTHS), *shuffles, *dots])
 
 

@@ -111,6 +111,12 @@ def columns_of(node: Conv, pattern: Pattern, schedule: Schedule, offsets: np.nda
     return found
 
 
+def shared_length(count: int, unit: int = 1) -> int:
+    """A little more than `count`, in whole units: layers of one shape whose masks differ then share their code."""
+    step = unit << max(0, count.bit_length() - 4)
+    return max(unit, -(-count // step) * step)
+
+
 def pack(
     node: Conv,
     schedule: Schedule,
@@ -154,8 +160,8 @@ def pack(
     if not len(offset):  # a layer without any weight still needs a buffer
         weight, offset = np.zeros(group, weight.dtype), np.zeros(1)
     pointer = np.concatenate([[0], np.cumsum(counts)])
-    if places > 1:  # layers of one shape whose masks differ share their code if their arrays have one length
-        extra = -len(offset) % (unroll << max(0, len(offset).bit_length() - 4))
+    if places > 1:
+        extra = shared_length(len(offset), unroll) - len(offset)
         offset, weight = np.pad(offset, (0, extra)), np.pad(weight, (0, extra * group))
     product = Product(rows, group, len(offset), schedule.sparse, unroll, "int32" if dot > 1 else dtype, dot, places)
     packed = [weight, offset.astype(np.int32), pointer.astype(np.int32), bias]

@@ -105,6 +105,11 @@ class Graph:
         """The tensors that are put out, by name."""
         return self.results or {self.output: self.output}
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the file says what some maps are rounded to."""
+        return any(node.grid for node in self.nodes)
+
     def grid(self, tensor: str) -> Grid | None:
         """What a tensor's values are rounded to."""
         return next((node.grid for node in self.nodes if node.output == tensor), None)

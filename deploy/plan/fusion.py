@@ -39,10 +39,8 @@ def expansions(graph: Graph, nchwc: set[str], machine: Machine) -> dict[str, Exp
         window, source = Polyphase.of(graph, node.depthwise), nchw(graph.shapes[expand.inputs[0]])
         plain = expand.weight.shape[2:] == (1, 1) and expand.output not in found and len(expand.inputs) == 1
         plain = plain and expand.stride == (1, 1) and expand.pad == (0, 0) and expand.inputs[0] in nchwc
-        separable, wide = (
-            expand.depthwise is not None,
-            machine.itemsize * np.prod(nchw(graph.shapes[expand.output])[1:]),
-        )
+        separable = expand.depthwise is not None
+        wide = machine.itemsize * np.prod(nchw(graph.shapes[expand.output])[1:])
         large = wide > WIDE[separable] * machine.core.l2_bytes and source[2] * source[3] > 1
         if not plain or not large or window.halo > min(window.taps.pad) or graph.only_user(expand) is not node:
             continue
